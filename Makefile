@@ -1,0 +1,57 @@
+# make course   set up, then run every notebook        (MODE=quick|full|modal, ONLY=02)
+# make test     set up, then run all tests             (LATEST=1: newest versions)
+# make lab      set up, then open the notebooks in JupyterLab
+# make bench    set up, then run the benchmarks
+# make figure   redraw the README's figure from data/runs
+# make lock     write requirements.lock anew from pyproject.toml
+
+PYTHON ?= python3
+MODE ?= quick
+ONLY ?=
+LATEST ?=
+VENV := .venv$(if $(LATEST),-latest)
+BIN := $(VENV)/bin
+
+.PHONY: course test lab bench figure lock format clean
+.DEFAULT_GOAL := course
+
+course: $(VENV)/.ready
+	$(BIN)/python -m utils.course run --mode $(MODE) $(if $(ONLY),--only $(ONLY))
+
+test: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+lab: $(VENV)/.ready
+	$(BIN)/jupyter lab notebooks
+
+bench: $(VENV)/.ready
+	$(BIN)/python tests/bench/bench_sandbox.py
+
+figure: $(VENV)/.ready
+	$(BIN)/python -m utils.course front
+
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 \
+		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
+
+.venv/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "The course needs Python 3.11 or newer, and %s is %d.%d. Say which to use: make PYTHON=python3.11" % (sys.executable, v[0], v[1]))'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+.venv-latest/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/python -m pip install --quiet --upgrade -e .
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-latest runs *.egg-info

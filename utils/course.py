@@ -1,0 +1,309 @@
+"""Run the course: modes, results files, run cards, and notebooks through papermill.
+
+`python -m utils.course run` executes every notebook in order; `--help` tells the rest.
+"""
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+SHIPPED = ROOT / "data" / "runs"
+MODES = {
+    "quick": "every cell for real, on small pieces; costly runs are replayed",
+    "full": "everything is computed here, on the CPU",
+    "modal": "the heavy cells run on Modal",
+}
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def check_mode(mode: str) -> str:
+    """Return `mode` if it is one. Raises ValueError that lists the modes."""
+    if mode not in MODES:
+        told = "; ".join(f"{name!r} ({what})" for name, what in MODES.items())
+        raise ValueError(f"MODE = {mode!r} is not a mode. Choose {told}")
+    return mode
+
+
+@dataclass
+class Run:
+    """One execution of one notebook: where it writes and what it can read."""
+
+    notebook: str
+    mode: str
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this mode's results; made when first asked for."""
+        folder = ROOT / "runs" / self.mode
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def find(self, name: str) -> Path:
+        """Find a file that an earlier notebook made: in runs/, else in data/runs/.
+
+        Raises:
+            FileNotFoundError: it is in neither; the message says what to run.
+
+        """
+        for path in (self.folder / name, SHIPPED / name):
+            if path.exists():
+                return path
+        raise FileNotFoundError(
+            f"{name} is neither in runs/{self.mode}/ nor in data/runs/. Run the "
+            f"notebook that makes it: python -m utils.course run --mode {self.mode}"
+        )
+
+    def load(self, notebook: str) -> dict[str, Any]:
+        """Return the results that another notebook saved."""
+        return json.loads(self.find(f"{notebook}.json").read_text())["results"]
+
+    def save(self, **results: Any) -> None:
+        """Write this notebook's results and its run card to runs/<mode>/."""
+        command = f"python -m utils.course run --mode {self.mode}"
+        seconds = round(time.monotonic() - self.started, 1)
+        card = run_card(f"{command} --only {self.notebook[:2]}", seconds)
+        text = json.dumps({"card": card, "results": results}, indent=1)
+        path = self.folder / f"{self.notebook}.json"
+        path.write_text(text + "\n", encoding="utf-8")
+        print(f"Saved {path.relative_to(ROOT)} after {seconds:.0f} s.")
+
+
+def start(notebook: str, mode: str) -> Run:
+    """Begin a notebook. Raises ValueError for an unknown mode."""
+    return Run(notebook, check_mode(mode))
+
+
+def run_card(command: str, seconds: float, **more: Any) -> dict[str, Any]:
+    """Describe a run so that its numbers can be trusted: what, when, where, how long.
+
+    `more` takes what this run has besides: seed, dollars, configuration.
+    """
+    where = {"machine": platform.machine(), "system": platform.system()}
+    where |= {"cpu": _cpu(), "cores": os.cpu_count()}
+    return {
+        "command": command,
+        "commit": _commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": where,
+        "python": platform.python_version(),
+        "seconds": seconds,
+        **more,
+    }
+
+
+def _cpu() -> str:
+    try:
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found.group(1) if found else platform.processor() or "unknown"
+
+
+def _commit() -> str:
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=20
+        )
+        done.check_returncode()
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "utils", "data", "notebooks")
+        return git("rev-parse", "--short=12", "HEAD") + (
+            " + changes" if changed else ""
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "not in a git checkout"
+
+
+def fingerprint(notebook: "NotebookNode") -> str:
+    """Hash the code behind a notebook's outputs: its cells and the utils it imports.
+
+    The utils modules are hashed without comments, docstrings and layout, so that a
+    better sentence in a docstring does not call for a new run.
+    """
+    code = [c.source for c in notebook.cells if c.cell_type == "code"]
+    digest = hashlib.sha256("\n\n".join(code).encode())
+    waiting, seen = _imports("\n".join(code)), set()
+    while waiting - seen:
+        module = min(waiting - seen)
+        seen.add(module)
+        source = (ROOT / "utils" / f"{module}.py").read_text(encoding="utf-8")
+        digest.update(f"{module}:{_bare(source)}".encode())
+        waiting |= _imports(source)
+    return digest.hexdigest()
+
+
+def _imports(source: str) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "utils":
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.removeprefix("utils."))
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.removeprefix("utils.") for alias in node.names}
+    return {name for name in names if (ROOT / "utils" / f"{name}.py").exists()}
+
+
+def _bare(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        if isinstance(node, kinds) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.dump(tree)
+
+
+def find_notebooks(only: str | None = None) -> list[Path]:
+    """List the notebooks in order, or those whose names begin with `only`."""
+    found = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    chosen = [path for path in found if path.stem.startswith(only or "")]
+    if not chosen:
+        names = ", ".join(path.stem for path in found)
+        raise ValueError(f"no notebook begins with {only!r}; there are {names}")
+    return chosen
+
+
+def execute(path: Path, mode: str, label: str = "") -> float:
+    """Run one notebook; leave the executed copy and an HTML page in runs/<mode>/.
+
+    Returns the seconds that it took.
+
+    Raises:
+        papermill.PapermillExecutionError: a cell failed; the executed copy is kept.
+
+    """
+    import papermill
+    from nbconvert import HTMLExporter
+
+    # The kernel of this very environment, without the debugger's notes on stderr.
+    os.environ |= {
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    copy = ROOT / "runs" / mode / path.name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    executed = papermill.execute_notebook(
+        str(path),
+        str(copy),
+        parameters={"MODE": mode},
+        cwd=str(NOTEBOOKS),
+        kernel_name="python3",
+        progress_bar={"desc": label or path.stem, "leave": True},
+    )
+    seconds = time.monotonic() - started
+    page, _ = HTMLExporter().from_notebook_node(executed)
+    copy.with_suffix(".html").write_text(page, encoding="utf-8")
+    return seconds
+
+
+def ship(path: Path, mode: str) -> None:
+    """Put the outputs of an executed copy into the notebook, and its JSON in data/runs.
+
+    Machine paths, terminal colours, progress bars and widget state stay behind. The
+    notebook's metadata keeps the fingerprint of the code that made the outputs.
+    """
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    executed = nbformat.read(ROOT / "runs" / mode / path.name, as_version=4)
+    outputs = {cell.id: cell.get("outputs", []) for cell in executed.cells}
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for number, cell in enumerate(code, start=1):
+        kept = [o for o in outputs[cell.id] if not _is_progress(o)]
+        cell.outputs = [_clean(output, number) for output in kept]
+        cell.execution_count = number
+        cell.metadata.pop("execution", None)
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata["course"] = {"mode": mode, "sources": fingerprint(notebook)}
+    nbformat.write(notebook, path)
+    results = ROOT / "runs" / mode / f"{path.stem}.json"
+    if results.exists():
+        SHIPPED.mkdir(exist_ok=True)
+        shutil.copy(results, SHIPPED / results.name)
+
+
+def _is_progress(output: "NotebookNode") -> bool:
+    return output.get("name") == "stderr" and "\r" in output.text
+
+
+def _clean(output: "NotebookNode", number: int) -> "NotebookNode":
+    def clean(value: Any) -> Any:
+        if isinstance(value, str):
+            return _ANSI.sub("", value).replace(f"{ROOT}{os.sep}", "")
+        return [clean(v) for v in value] if isinstance(value, list) else value
+
+    if "text" in output:
+        output.text = clean(output.text)
+    for kind in list(output.get("data", {})):
+        if "widget" in kind:
+            del output.data[kind]
+        else:
+            output.data[kind] = clean(output.data[kind])
+    if "execution_count" in output:
+        output.execution_count = number
+    return output
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line of the course; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m utils.course")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="execute the notebooks in order")
+    run.add_argument("--mode", default="quick", help=f"{', '.join(MODES)}")
+    run.add_argument("--only", help="the notebooks that begin with this, as 02")
+    run.add_argument(
+        "--save", action="store_true", help="put the outputs into notebooks/ (authors)"
+    )
+    chosen = parser.parse_args(arguments)
+    try:
+        mode, notebooks = check_mode(chosen.mode), find_notebooks(chosen.only)
+    except ValueError as error:
+        parser.error(str(error))
+    return _run(notebooks, mode, chosen.save)
+
+
+def _run(notebooks: list[Path], mode: str, save: bool) -> int:
+    from papermill.exceptions import PapermillExecutionError
+
+    took = {}
+    for number, path in enumerate(notebooks, start=1):
+        label = f"[{number}/{len(notebooks)}] {path.stem}"
+        try:
+            took[path.stem] = execute(path, mode, label)
+        except PapermillExecutionError as error:
+            lines = _ANSI.sub("", "\n".join(error.traceback)).splitlines()
+            print(f"\n{path.stem} stopped at this cell:\n\n{error.source}\n")
+            print("\n".join(lines[-12:]))
+            print(f"\nThe executed copy is runs/{mode}/{path.name}.", file=sys.stderr)
+            return 1
+        if save:
+            ship(path, mode)
+    width = max(map(len, took))
+    print("\n".join(f"{name:<{width}}  {took[name]:6.1f} s" for name in took))
+    print(f"{'together':<{width}}  {sum(took.values()):6.1f} s, in runs/{mode}/")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

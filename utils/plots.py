@@ -1,0 +1,97 @@
+"""One look for every figure: readable in grey, intervals drawn, units on the axes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+from cycler import cycler
+from matplotlib.axes import Axes
+
+# Dark to light, so that the order survives a grey printer.
+COLOURS = ("#1b3a4b", "#b5541c", "#4f8a8b", "#c9a227", "#8d99ae")
+INK, FAINT = "#222222", "#d9d9d9"
+
+STYLE = {
+    "figure.figsize": (7.2, 3.6),
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "savefig.bbox": "tight",
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "axes.prop_cycle": cycler(color=COLOURS)
+    + cycler(linestyle=["-", "--", "-.", ":", "-"]),
+}
+
+
+def figure(question: str, rows: int = 1, columns: int = 1, **settings: Any) -> Any:
+    """Open a figure in the course's style, its title a question.
+
+    Returns the axes: one, or an array of `rows` x `columns`.
+    """
+    plt.rcParams.update(STYLE)
+    drawing, axes = plt.subplots(rows, columns, **settings)
+    if rows * columns == 1:
+        axes.set_title(question)
+    else:
+        drawing.suptitle(question, x=0.01, ha="left", weight="bold", size=11)
+    return axes
+
+
+def bars(
+    axes: Axes,
+    intervals: Mapping[str, Any],
+    unit: str,
+    scale: float = 1.0,
+    digits: int = 1,
+    highlight: Sequence[str] = (),
+) -> None:
+    """Draw one horizontal bar a name, with its interval and its value in words.
+
+    Args:
+        axes: where to draw.
+        intervals: name -> an object with value, low and high.
+        unit: label of the value axis.
+        scale: what values are multiplied with (100 for percent).
+        digits: decimals of the written values.
+        highlight: names whose bars are drawn dark; none: all are.
+
+    """
+    names = list(intervals)
+    values = [intervals[name].value * scale for name in names]
+    below = [v - intervals[n].low * scale for n, v in zip(names, values, strict=True)]
+    above = [intervals[n].high * scale - v for n, v in zip(names, values, strict=True)]
+    dark = [not highlight or name in highlight for name in names]
+    axes.barh(
+        range(len(names)),
+        values,
+        color=[COLOURS[0] if d else COLOURS[4] for d in dark],
+        xerr=[[max(0, b) for b in below], [max(0, a) for a in above]],
+        error_kw={"ecolor": COLOURS[1], "elinewidth": 1.6, "capsize": 3},
+        height=0.62,
+    )
+    ends = [v + max(0, a) for v, a in zip(values, above, strict=True)]
+    for row, (value, end) in enumerate(zip(values, ends, strict=True)):
+        axes.annotate(
+            f"{value:,.{digits}f}",
+            (end, row),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlim(0, max(ends) * 1.14 or 1)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(unit)

@@ -1,0 +1,113 @@
+"""Everything that is Tidewater's: its prompts, its tool, its cases, its logs.
+
+To put your own product into the course, write this module for it; nothing else in
+`utils` knows about coffee. What counts as right is in `utils.grading`.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from utils import traces
+from utils.assistant import RecordedModel, Reply
+from utils.grading import Grader
+from utils.sandbox import SandboxPool
+from utils.traces import Trace
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+WAREHOUSES = {
+    name: DATA / f"{name}.sqlite" for name in ("warehouse", "twin_a", "twin_b")
+}
+PROMPTS = ("launch", "terse", "caveman", "four_rules", "fewshot", "rules")
+_FENCE = re.compile(r"```(?:sql|sqlite)[ \t]*\r?\n(.*?)```", re.DOTALL | re.IGNORECASE)
+
+
+def read_jsonl(name: str) -> list[dict[str, Any]]:
+    """Read one of the course's own JSON-lines files, by its path below data/."""
+    with (DATA / name).open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def load_prompt(name: str) -> str:
+    """Return a system prompt by name. Raises ValueError that lists the names."""
+    if name not in PROMPTS:
+        raise ValueError(f"no prompt {name!r}; there are {', '.join(PROMPTS)}")
+    return (DATA / "prompts" / f"{name}.txt").read_text(encoding="utf-8").strip()
+
+
+def load_cases(split: str = "eval", n: int | None = None) -> list[dict[str, Any]]:
+    """Return the first `n` cases of 'eval' (250) or 'practice' (500); None: all.
+
+    The files are shuffled, so the first n are a random sample, and always the same.
+    """
+    if split not in ("eval", "practice"):
+        raise ValueError(f"no split {split!r}; there are 'eval' and 'practice'")
+    return read_jsonl(f"{split}.jsonl")[:n]
+
+
+def load_logs() -> list[Trace]:
+    """Return the three weeks of traces, oldest first."""
+    found, bad = traces.read(DATA / "traces.jsonl")
+    if bad:
+        raise ValueError(f"data/traces.jsonl is damaged at line {bad[0].number}")
+    return found
+
+
+def recorded_model(prompt_name: str) -> RecordedModel:
+    """Return the frontier model's recorded replies under one prompt.
+
+    Under 'launch' it also knows the questions that users asked in the logs.
+    """
+    replies = {}
+    if prompt_name == "launch":
+        for trace in load_logs():
+            if trace.reply:
+                replies[trace.question] = Reply(trace.reply, *trace.tokens)
+    questions = {case["id"]: case["question"] for case in load_cases()}
+    for row in read_jsonl(f"recorded/{prompt_name}.jsonl"):
+        tokens = row["input_tokens"], row["output_tokens"]
+        replies[questions[row["id"]]] = Reply(row["reply"], *tokens)
+    return RecordedModel(replies, load_prompt(prompt_name), name="frontier-llm")
+
+
+def extract_sql(reply: str) -> str | None:
+    """Return the last fenced ```sql block of a reply without its semicolon, or None."""
+    blocks = _FENCE.findall(reply)
+    return blocks[-1].strip().rstrip(";").rstrip() if blocks else None
+
+
+class SqlTool:
+    """The assistant's one tool: run a query on the live warehouse, in the sandbox."""
+
+    name = "run_sql"
+
+    def __init__(self, pool: SandboxPool, database: str = "warehouse") -> None:
+        self.pool, self.database = pool, database
+
+    def extract(self, reply: str) -> dict[str, Any] | None:
+        """Read the query out of a reply."""
+        sql = extract_sql(reply)
+        return None if sql is None else {"sql": sql}
+
+    def run(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Run the query: {'rows': list of lists or None, 'error': text or None}."""
+        result = self.pool.run(arguments["sql"], self.database)
+        if result.error:
+            return {"rows": None, "error": f"{result.error}: {result.message}"}
+        return {"rows": [list(row) for row in result.rows], "error": None}
+
+    def repair(self, error: str) -> str:
+        """Word the repair turn."""
+        return f"The query failed. {error}\nSend a corrected query in a ```sql block."
+
+
+def open_pool(**settings: Any) -> SandboxPool:
+    """Open a sandbox pool over the live warehouse and both twins."""
+    return SandboxPool(WAREHOUSES, **settings)
+
+
+def grade(grader: Grader, cases: list[dict[str, Any]], answers: list[Trace]) -> list:
+    """Grade traces against their cases: one `Grade` each, in order."""
+    sqls = [(trace.arguments or {}).get("sql") for trace in answers]
+    return grader.grade(cases, sqls)
