@@ -3,7 +3,9 @@
 # make lab      set up, then open the notebooks in JupyterLab
 # make bench    set up, then run the benchmarks
 # make figure   redraw the README's figure from data/runs
+# make format   mend the layout of code and notebooks
 # make lock     write requirements.lock anew from pyproject.toml
+# make clean    remove environments and runs
 
 PYTHON ?= python3
 MODE ?= quick
@@ -12,8 +14,11 @@ LATEST ?=
 VENV := .venv$(if $(LATEST),-latest)
 BIN := $(VENV)/bin
 
-.PHONY: course test lab bench figure lock format clean
+.PHONY: course test lab bench figure lock format clean help
 .DEFAULT_GOAL := course
+
+help:
+	@sed -n 's/^# make /make /p' Makefile
 
 course: $(VENV)/.ready
 	$(BIN)/python -m utils.course run --mode $(MODE) $(if $(ONLY),--only $(ONLY))

@@ -30,6 +30,8 @@ MODES = {
     "full": "everything is computed here, on the CPU",
     "modal": "the heavy cells run on Modal",
 }
+_TABLE = ("<!-- notebooks: written by make figure -->", "<!-- end -->")
+_UNIX = os.name == "posix"
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -194,6 +196,7 @@ def execute(path: Path, mode: str, label: str = "") -> float:
     """
     import papermill
     from nbconvert import HTMLExporter
+    from traitlets.config import Config
 
     # The kernel of this very environment, without the debugger's notes on stderr.
     os.environ |= {
@@ -210,6 +213,8 @@ def execute(path: Path, mode: str, label: str = "") -> float:
         cwd=str(NOTEBOOKS),
         kernel_name="python3",
         progress_bar={"desc": label or path.stem, "leave": True},
+        # Files instead of TCP ports: no other user of the machine can listen in.
+        config=Config({"KernelManager": {"transport": "ipc"}}) if _UNIX else None,
     )
     seconds = time.monotonic() - started
     page, _ = HTMLExporter().from_notebook_node(executed)
@@ -265,6 +270,38 @@ def _clean(output: "NotebookNode", number: int) -> "NotebookNode":
     return output
 
 
+def front() -> None:
+    """Redraw the README's ladder and its table of notebooks from data/runs."""
+    from utils import plots
+
+    saved = {p.stem: json.loads(p.read_text()) for p in sorted(SHIPPED.glob("*.json"))}
+    steps = [bar for run in saved.values() for bar in run["results"].get("ladder", ())]
+    plots.ladder(steps).figure.savefig(SHIPPED / "ladder.png")
+    readme = ROOT / "README.md"
+    before, _, after = readme.read_text(encoding="utf-8").partition(_TABLE[0])
+    after = after.partition(_TABLE[1])[2]
+    text = f"{before}{_TABLE[0]}\n{table(saved)}\n{_TABLE[1]}{after}"
+    readme.write_text(text, encoding="utf-8")
+
+
+def table(saved: dict[str, Any]) -> str:
+    """Write the README's table of notebooks; `saved` maps a notebook to its JSON."""
+    import nbformat
+
+    rows = [
+        "| notebook | what you do | minutes | dollars |",
+        "| --- | --- | --- | --- |",
+    ]
+    for path in find_notebooks():
+        first = nbformat.read(path, as_version=4).cells[0].source
+        title = re.search(r"^# (.+)$", first, re.M)[1]
+        dollars = re.search(r"^\| Dollars \| (\d+)", first, re.M)[1]
+        minutes = saved[path.stem]["card"]["seconds"] / 60
+        link = f"[{path.stem}](notebooks/{path.name})"
+        rows.append(f"| {link} | {title} | {minutes:.1f} | {dollars} |")
+    return "\n".join(rows)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line of the course; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m utils.course")
@@ -275,7 +312,11 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument(
         "--save", action="store_true", help="put the outputs into notebooks/ (authors)"
     )
+    commands.add_parser("front", help="redraw the README's figure and table (authors)")
     chosen = parser.parse_args(arguments)
+    if chosen.command == "front":
+        front()
+        return 0
     try:
         mode, notebooks = check_mode(chosen.mode), find_notebooks(chosen.only)
     except ValueError as error:

@@ -1,6 +1,7 @@
 """One look for every figure: readable in grey, intervals drawn, units on the axes."""
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -91,7 +92,22 @@ def bars(
             va="center",
         )
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlim(0, max(ends) * 1.14 or 1)
-    axes.invert_yaxis()
+    axes.set_xlim(0, max(ends) * 1.2 or 1)
+    axes.set_ylim(len(names) - 0.5, -0.5)  # the first on top, in shared axes too
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(unit)
+
+
+def ladder(steps: Sequence[Mapping[str, Any]]) -> Axes:
+    """Draw the course's ladder: one bar a step, from its notebook's results file.
+
+    Args:
+        steps: each with name, value, low, high (fractions of 1) and n.
+
+    """
+    height = 0.8 + 0.42 * len(steps)
+    axes = figure("How right is each way to answer?", figsize=(7.2, height))
+    named = {step["name"]: SimpleNamespace(**step) for step in steps}
+    cases = max(step["n"] for step in steps)
+    bars(axes, named, f"right on all three databases, % of {cases} frozen cases", 100)
+    return axes

@@ -1,0 +1,227 @@
+"""Queries that mean harm, or might as well. None of them may return a row.
+
+HOSTILE holds (name, SQL, the errors of utils.sandbox.ERRORS that may come of it): more
+than one where versions of SQLite differ, or it is a race which wall is hit first.
+"""
+
+COUNTER = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) "
+DOUBLE = "WITH RECURSIVE r(x) AS (SELECT '1' UNION ALL SELECT {} FROM r) "
+BIG = "printf('%.*c', 900000, 'a')"  # 900,000 times the letter a
+SIX = "order_lines a, order_lines b, order_lines c, order_lines d, tickets e, tickets f"
+
+
+def nested(opening: str, middle: str, closing: str, times: int) -> str:
+    return opening * times + middle + closing * times
+
+
+WRITES = {  # denied
+    "insert": "INSERT INTO customers(customer) VALUES ('x')",
+    "update": "UPDATE customers SET is_test = 1",
+    "delete": "DELETE FROM order_lines",
+    "replace": "REPLACE INTO customers(customer_id) VALUES (1)",
+    "upsert": "INSERT INTO customers(customer_id) VALUES (1) ON CONFLICT DO NOTHING",
+    "returning": "UPDATE customers SET is_test = 1 RETURNING *",
+    "delete behind a CTE": "WITH x AS (SELECT 1) DELETE FROM customers",
+    "drop": "DROP TABLE customers",
+    "drop, select": "DROP TABLE customers; SELECT 1",
+    "create": "CREATE TABLE x(a)",
+    "create as": "CREATE TABLE x AS SELECT * FROM customers",
+    "temporary table": "CREATE TEMP TABLE x(a)",
+    "temporary view": "CREATE TEMP VIEW x AS SELECT 1",
+    "trigger": "CREATE TRIGGER t AFTER INSERT ON customers BEGIN SELECT 1; END",
+    "index": "CREATE INDEX i ON customers(email)",
+    "virtual table": "CREATE VIRTUAL TABLE x USING fts5(a)",
+    "virtual csv": "CREATE VIRTUAL TABLE x USING csv(filename='/etc/passwd')",
+    "rename": "ALTER TABLE customers RENAME TO c",
+    "add column": "ALTER TABLE customers ADD COLUMN x",
+    "writable schema": "PRAGMA writable_schema = 1",
+    "journal": "PRAGMA journal_mode = wal",
+    "pragma": "PRAGMA table_info(customers)",
+    "heap": "PRAGMA hard_heap_limit = 0",
+    "directory": "PRAGMA temp_store_directory = '/tmp'",
+    "attach": "ATTACH '/etc/passwd' AS p",
+    "attach a new file": "ATTACH DATABASE '/tmp/hostile.sqlite' AS p",
+    "attach memory": "ATTACH ':memory:' AS p",
+    "detach": "DETACH main",
+    "vacuum": "VACUUM",
+    "vacuum into": "VACUUM INTO '/tmp/hostile.sqlite'",
+    "vacuum, hidden": ";/* */ -- x\n\ufeffVaCuUm main INTO '/tmp/hostile.sqlite'",
+    "reindex": "REINDEX",
+    "analyze": "ANALYZE",
+    "begin": "BEGIN EXCLUSIVE",
+    "commit": "COMMIT",
+    "rollback": "ROLLBACK",
+    "savepoint": "SAVEPOINT x",
+    "release": "RELEASE x",
+    "explain": "EXPLAIN SELECT 1",
+    "explain plan": "/* x */ explain query plan SELECT * FROM customers",
+}
+PEEKS = {  # denied
+    "load_extension": "SELECT load_extension('/tmp/evil.so')",
+    "load_extension, entry": "SELECT Load_Extension('libc.so.6', 'system')",
+    "random": "SELECT * FROM customers ORDER BY random()",
+    "random over a cross join": f"SELECT 1 FROM {SIX} ORDER BY random()",
+    "randomblob": "SELECT randomblob(1000000000)",
+    "zeroblob": "SELECT zeroblob(1000000000)",
+    "hex of zeroblob": "SELECT length(hex(zeroblob(900000)))",
+    "tokenizer": "SELECT fts3_tokenizer('simple')",
+    "tokenizer pointer": "SELECT fts3_tokenizer('x', x'4141414141414141')",
+    "source": "SELECT sqlite_source_id()",
+    "version": "SELECT sqlite_version()",
+    "build": "SELECT sqlite_compileoption_get(1)",
+    "log": "SELECT sqlite_log(1, 'x')",
+    "changes": "SELECT total_changes(), last_insert_rowid()",
+    "clock": "SELECT CURRENT_TIMESTAMP",
+    "clock in a date": "SELECT DATE( 'NOW', '-1 day')",
+    "clock in strftime": "SELECT strftime('%Y', 'now')",
+    "json_each": "SELECT * FROM json_each('[1, 2]')",
+    "json_tree": "SELECT count(*) FROM customers, json_tree('[[1]]')",
+    "pragma function": "SELECT * FROM pragma_table_info('customers')",
+    "path of the file": "SELECT file FROM pragma_database_list",
+    "pages": "SELECT * FROM dbstat",
+    "other statements": "SELECT sql FROM sqlite_stmt",
+    "temporary schema": "SELECT * FROM temp.sqlite_master",
+    "inside EXISTS": "SELECT 1 WHERE EXISTS (SELECT load_extension('x'))",
+    "inside a window": "SELECT sum(random()) OVER () FROM customers",
+    "inside a CTE": "WITH x(a) AS (SELECT randomblob(9)) SELECT count(a) FROM x",
+}
+REFUSED = {  # sql_error; denied where SQLite has the thing
+    "writefile": "SELECT writefile('/tmp/hostile', 'x')",
+    "readfile": "SELECT readfile('/etc/passwd')",
+    "edit": "SELECT edit('x', 'vi')",
+    "eval": "SELECT eval('DROP TABLE customers')",
+    "fsdir": "SELECT * FROM fsdir('/')",
+    "generate_series": "SELECT * FROM generate_series(1, 1000000000)",
+    "statistics": "SELECT * FROM sqlite_stat1",
+    "schema write": "UPDATE sqlite_schema SET sql = ''",
+    "schema delete": "DELETE FROM sqlite_master",
+    "other database": "SELECT * FROM twin.customers",
+    "no such column": "SELECT password FROM customers",
+    "regexp": "SELECT email REGEXP '(a+)+$' FROM customers",
+    "homoglyph table": "SELECT * FROM \u0441ustomers",
+    "surrogate as a pair": "SELECT * FROM \U0001f600",
+    "parameter": "SELECT ?",
+    "named parameter": "SELECT * FROM customers WHERE email = :email",
+    "parameter number": "SELECT ?250000",
+    "overflow": "SELECT abs(-9223372036854775808)",
+    "bad JSON": "SELECT json('[1,')",
+    "deep JSON": f"SELECT json('{'[' * 40_000}')",
+    "5,000 columns": f"SELECT {','.join('1' * 5_000)}",
+    "5,000 UNION ALLs": " UNION ALL ".join(["SELECT 1"] * 5_000),
+    "65 tables": f"SELECT 1 FROM {','.join(f'customers c{i}' for i in range(65))}",
+    "2,000 arguments": f"SELECT max({','.join('1' * 2_000)})",
+    "5,000 sums": f"SELECT {'+'.join('1' * 5_000)}",
+    "10,000 ANDs": f"SELECT 1 WHERE {' AND '.join('1' * 10_000)}",
+    "brackets": "SELECT " + nested("(", "1", ")", 40_000),
+    "minus minus": "SELECT " + nested("- ", "1", "", 40_000),
+    "nested CASE": "SELECT " + nested("CASE WHEN 1 THEN ", "1", " END", 3_000),
+    "nested calls": "SELECT " + nested("abs(", "1", ")", 9_000),
+    "nested SELECT": nested("SELECT * FROM (", "SELECT 1", ")", 3_000),
+    "LIKE pattern": "SELECT 'a' LIKE printf('%.*c', 60000, '%')",
+    "GLOB pattern": "SELECT 'a' GLOB printf('%.*c', 60000, '*')",
+    "circular CTE": "WITH x AS (SELECT * FROM x) SELECT * FROM x",
+}
+NOT_SQL = {  # syntax
+    "prose": "I cannot answer that question.",
+    "fence": "```sql\nSELECT 1\n```",
+    "open text": "SELECT 'abc",
+    "open bracket": "SELECT (1",
+    "NUL": "\0",
+    "NUL at the end": "SELECT 1\0",
+    "NUL before a drop": "SELECT 1 --\0\nDROP TABLE customers",
+    "lone surrogate": "SELECT '\ud800'",
+    "surrogate name": "SELECT * FROM \udfff",
+    "UTF-16": "SELECT 1".encode("utf-16-le").decode("latin-1"),
+    "homoglyph keyword": "S\u0415LECT 1",
+    "full-width letters": "\uff33ELECT 1",
+    "no-break space": "SELECT 1 FROM\u00a0customers WHERE 1 = 1 1",
+    "right to left": "\u202eSELECT 1",
+    "dot command": ".shell rm -rf /",
+    "outfile": "SELECT * FROM customers INTO OUTFILE '/tmp/hostile'",
+    "copy": "COPY customers TO PROGRAM 'sh'",
+}
+BOMBS = {  # timeout, or memory
+    "counting": COUNTER + "SELECT count(*) FROM r",
+    "counting far": COUNTER + "SELECT sum(n) FROM (SELECT n FROM r LIMIT 1000000000)",
+    "waiting": COUNTER + "SELECT n FROM r WHERE n < 0",
+    "remembering": COUNTER.replace("ALL ", "") + "SELECT max(n) FROM r",
+    "forking": f"{COUNTER[:-2]} UNION ALL SELECT n + 2 FROM r) SELECT sum(n) FROM r",
+    "two counters": COUNTER + "SELECT count(*) FROM r a, r b",
+    "cross join": f"SELECT count(*) FROM {SIX}",
+    "cross join, sorted": f"SELECT 1 FROM {SIX} ORDER BY a.price * b.price LIMIT 5",
+    "cross join, distinct": f"SELECT count(DISTINCT a.rowid + b.price) FROM {SIX}",
+    "cross join, grouped": f"SELECT count(*) FROM {SIX} GROUP BY a.rowid, b.rowid",
+    "cross join, except": f"SELECT a.rowid, b.rowid FROM {SIX} EXCEPT SELECT 1, 1",
+    "60 tables": f"SELECT count(*) FROM {','.join(f'tickets t{i}' for i in range(60))}",
+    "correlated": "SELECT count(*) FROM order_lines a WHERE (SELECT count(*) FROM "
+    "order_lines b WHERE b.price < a.price) > (SELECT count(*) FROM order_lines c "
+    "WHERE c.cost < a.cost)",
+    "correlated twice": "SELECT sum((SELECT sum((SELECT count(*) FROM tickets c WHERE "
+    "c.rating <> a.rating + b.rating)) FROM tickets b)) FROM tickets a",
+    "window": f"SELECT sum(a.qty) OVER (ORDER BY b.price) FROM {SIX}",
+    "window of texts": "SELECT count(x) FROM (SELECT group_concat(product) OVER (ROWS "
+    "BETWEEN 5000 PRECEDING AND 5000 FOLLOWING EXCLUDE TIES) x FROM order_lines)",
+    "doubling CTEs": "WITH t0 AS (SELECT 1 x UNION ALL SELECT 1)"
+    + "".join(f", t{i} AS (SELECT 1 x FROM t{i - 1}, t{i - 1} u)" for i in range(1, 20))
+    + " SELECT count(*) FROM t19",
+    "long IN list": f"SELECT count(*) FROM {SIX} WHERE a.price IN "
+    f"({','.join(map(str, range(15_000)))})",
+    "long VALUES": f"WITH v(x) AS (VALUES {','.join(f'({i})' for i in range(9_000))}) "
+    "SELECT count(*) FROM v a, v b, v c",
+    "group_concat": f"SELECT length(group_concat(b.qty)) FROM {SIX} GROUP BY a.rowid",
+    "padding": f"SELECT sum(length(printf('%0900000d', a.rowid))) FROM {SIX}",
+    "upper": f"SELECT sum(length(upper({BIG}))) FROM {SIX}",
+    "substr": f"SELECT count(substr({BIG}, a.rowid)) FROM {SIX}",
+    # These few spend their time within one call, where only the kill reaches them.
+    "instr": f"SELECT instr({BIG}, printf('%.*c', 450000, 'a') || 'b')",
+    "replace text": f"SELECT replace({BIG}, printf('%.*c', 450000, 'a') || 'b', 'c')",
+    "LIKE": f"SELECT {BIG} LIKE '%' || printf('%.*c', 900, 'a') || 'b%' FROM {SIX}",
+    "GLOB": f"SELECT {BIG} GLOB '*' || printf('%.*c', 900, 'a') || 'b*' FROM {SIX}",
+    "trim": f"SELECT sum(length(trim({BIG}, 'b' || a.rowid || 'a'))) FROM {SIX}",
+}
+BLOW_UPS = {  # too_many_bytes, or memory
+    "growing": f"SELECT length(replace({BIG}, 'a', printf('%.*c', 9999, 'b')))",
+    "hex of hex of hex": f"SELECT hex(hex(hex({BIG})))",
+    "quote": f"SELECT length(quote(replace({BIG}, 'a', '''')))",
+    "||": f"SELECT length({BIG} || {BIG})",
+    "doubling text": DOUBLE.format("x || x") + "SELECT max(length(x)) FROM r",
+    "doubling JSON": DOUBLE.format("json_array(json(x), json(x))") + "SELECT x FROM r",
+    "group_concat, long": f"SELECT length(group_concat({BIG})) FROM customers",
+    "json_group_array": f"SELECT length(json_group_array({BIG})) FROM customers",
+    "strftime": f"SELECT length(strftime(replace({BIG}, 'a', '%J'), '2026-01-01'))",
+    "one wide row": f"SELECT {BIG}, {BIG}, {BIG}",
+    "wide rows": f"SELECT {BIG} FROM customers",
+    "198 columns": f"SELECT {','.join('*' * 9)} FROM order_lines, customers LIMIT 900",
+    "long names": f'WITH t AS (SELECT 1 "{"x" * 90_000}") SELECT a.*, * FROM t a, t',
+}
+OTHER = [
+    ("two statements", "SELECT 1; SELECT 2", {"multiple_statements"}),
+    ("drop, behind", "SELECT 1; DROP TABLE customers; --", {"multiple_statements"}),
+    ("comment between", "SELECT 1 /* ; */ ; /* */ VACUUM", {"multiple_statements"}),
+    ("nothing", "", {"empty"}),
+    ("blanks", " \t\r\n", {"empty"}),
+    ("semicolons", ";;;", {"empty"}),
+    ("comment", "-- SELECT 1", {"empty"}),
+    ("open comment", "/* SELECT 1", {"empty"}),
+    ("20,000 comments", "/**/" * 20_000, {"empty"}),
+    ("megabyte", f"SELECT {'1,' * 500_000}1", {"too_long"}),
+    ("megabyte of blanks", " " * 1_000_000, {"too_long"}),
+    ("megabyte of brackets", "SELECT " + nested("(", "1", ")", 500_000), {"too_long"}),
+    ("megabyte of emoji", "\U0001f600" * 250_000, {"too_long"}),
+    ("all rows", "SELECT order_id FROM order_lines", {"too_many_rows"}),
+    ("counting aloud", COUNTER + "SELECT n FROM r", {"too_many_rows"}),
+    ("gigabyte of printf", "SELECT abs(-9223372036854775807 - coalesce(length(printf("
+     "'%.*c', 1000000000, 'a')), 9))", {"timeout", "too_many_bytes", "sql_error"}),
+]  # fmt: skip
+HOSTILE = [
+    (name, sql, errors)
+    for queries, errors in (
+        (WRITES, {"denied"}),
+        (PEEKS, {"denied"}),
+        (REFUSED, {"sql_error", "denied"}),
+        (NOT_SQL, {"syntax"}),
+        (BOMBS, {"timeout", "memory"}),
+        (BLOW_UPS, {"too_many_bytes", "memory"}),
+    )
+    for name, sql in queries.items()
+] + OTHER

@@ -1,0 +1,297 @@
+"""Every notebook keeps the house form, runs, and reports numbers within bands."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from conftest import ChatServer  # noqa: F401 - the fixture's type
+from solutions import SOLUTIONS
+
+from utils import course
+from utils.course import ROOT
+from utils.exercises import _EXERCISES, check
+
+PATHS = course.find_notebooks()
+NAMES = [path.stem for path in PATHS]
+LAST = "03_prompt_ceiling"
+
+
+def load(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_of(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def prose_of(notebook):
+    return [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+
+
+# --- form ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_the_first_screen(path):
+    notebook = load(path)
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown"
+    title, _, rest = first.source.partition("\n")
+    assert re.fullmatch(r"# [A-Z][^\n]+", title)
+    sentence = rest.strip().split("\n\n")[0]
+    assert sentence.rstrip().endswith(".") and not sentence.startswith("|")
+    for row in ("Goal", "Needs", "Minutes", "Dollars", "Produces"):
+        assert re.search(rf"^\| {row} \| .+ \|$", first.source, re.M), row
+    parameters = [
+        c for c in code_of(notebook) if "parameters" in c.metadata.get("tags", [])
+    ]
+    assert len(parameters) == 1
+    assert notebook.cells[1] is parameters[0]
+    assert parameters[0].source.startswith('MODE = "quick"')
+    names = re.findall(r"^[A-Z_, ]+ = ", parameters[0].source, re.M)
+    assert 1 <= sum(n.count(",") + 1 for n in names) <= 12
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_headings_and_the_end(path):
+    notebook = load(path)
+    text = "\n\n".join(prose_of(notebook))
+    assert len(re.findall(r"^# ", text, re.M)) == 1
+    headings = re.findall(r"^## (.+)$", text, re.M)
+    *numbered, claim, exercises = headings
+    assert claim == "What you can now claim" and exercises == "Exercises"
+    assert [h.split(".")[0] for h in numbered] == [
+        str(i) for i in range(1, len(numbered) + 1)
+    ]
+    tasks = set(
+        re.findall(r'check\("([0-9.]+)"', "\n".join(map(str, code_of(notebook))))
+    )
+    assert tasks == {f"{path.stem[:2]}.{i}" for i in (1, 2, 3)}
+    assert not re.search(r"[\U0001F000-\U0001FAFF\u2600-\u27BF]", text)
+    following = NAMES.index(path.stem) + 1
+    if following < len(NAMES):
+        assert f"({NAMES[following]}.ipynb)" in prose_of(notebook)[-1]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_cells_are_short(path):
+    sources = [cell.source for cell in code_of(load(path))]
+    lengths = sorted(
+        len([line for line in s.splitlines() if line.strip()]) for s in sources
+    )
+    assert lengths[len(lengths) // 2] <= 8
+    assert lengths[-1] <= 40
+    assert max(len(line) for s in sources for line in s.splitlines()) <= 88
+    assert not any("pip install" in source for source in sources)
+    words = sum(len(text.split()) for text in prose_of(load(path)))
+    assert 500 <= words <= 1300
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_after_each_figure_the_reader_is_told_how_to_read_it(path):
+    cells = load(path).cells
+    drawn = [
+        i for i, cell in enumerate(cells) if "plots.figure(" in cell.get("source", "")
+    ]
+    assert drawn
+    for i in drawn:
+        assert re.search(r'plots\.figure\("[^"]+\?"', cells[i].source)
+        assert "How to read it:" in cells[i + 1].source
+
+
+# --- saved outputs -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_saved_outputs_are_of_the_code_as_it_stands(path):
+    notebook = load(path)
+    stored = notebook.metadata.get("course", {})
+    assert stored.get("mode") == "full"
+    assert stored["sources"] == course.fingerprint(notebook), (
+        "run: python -m utils.course run --mode full --save --only " + path.stem[:2]
+    )
+    assert all(cell.execution_count for cell in code_of(notebook))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_saved_outputs_are_clean(path):
+    assert path.stat().st_size < 600_000
+    notebook = load(path)
+    assert "widgets" not in notebook.metadata
+    outputs = [output for cell in code_of(notebook) for output in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error"]
+    assert not [o for o in outputs if o.get("name") == "stderr"]
+    text = json.dumps(outputs)
+    assert not re.search(r"(/work/|/root/|/home/|/tmp/|/Users/)", text)
+    assert "\\u001b" not in text
+    assert "Warning" not in text
+    assert "image/png" in text
+
+
+# --- execution -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """A clone, as a stranger has it, with all notebooks run in quick mode."""
+    tree = clone(tmp_path_factory.mktemp("course"))
+    done = run(tree, "--mode", "quick")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return tree
+
+
+def clone(folder):
+    """Copy what git would: tracked and new files, not the ignored ones."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+    return folder
+
+
+def run(tree, *arguments, **variables):
+    """Run the course in `tree`, whose utils take precedence over the installed ones."""
+    keep = {k: v for k, v in os.environ.items() if k not in ("OPENAI_API_KEY", "MODEL")}
+    return subprocess.run(
+        [sys.executable, "-m", "utils.course", "run", *arguments],
+        cwd=tree,
+        env=keep | {"PYTHONPATH": str(tree)} | variables,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def results(tree, name, mode="quick"):
+    return json.loads((tree / "runs" / mode / f"{name}.json").read_text())["results"]
+
+
+@pytest.mark.timeout(600)
+def test_all_run_in_quick_mode_without_key_or_noise(executed):
+    for name in NAMES:
+        notebook = load(executed / "runs/quick" / f"{name}.ipynb")
+        outputs = [o for cell in code_of(notebook) for o in cell.outputs]
+        noise = [o.text for o in outputs if o.get("name") == "stderr"]
+        assert not [text for text in noise if "\r" not in text]
+        assert (executed / "runs/quick" / f"{name}.html").stat().st_size > 100_000
+
+
+def test_00_reaches_a_verdict_for_each_price_tier(executed):
+    found = results(executed, "00_start_here")
+    assert found["traces"] == 1386 and found["reviewed"] == 276 + 538
+    assert 0.30 < found["approved"]["value"] < 0.38
+    assert set(found["verdicts"]) == set(found["signals"]) == set(found["bill"])
+    verdicts = {v.split(":")[0] for v in found["verdicts"].values()}
+    assert verdicts <= {"go", "no-go", "not yet"}
+
+
+def test_01_cleans_and_redacts(executed):
+    found = results(executed, "01_collect_logs")
+    steps = found["steps"]
+    kept = steps.pop("kept")
+    assert sum(steps.values()) == kept and 1200 < kept < 1348
+    assert found["recall"]["all"][0] >= 0.95
+    assert found["precision"]["all"][0] >= 0.90
+    assert found["asked_live"] is False
+    clean = (executed / "runs/quick/01_clean_traces.jsonl").read_text()
+    assert len(clean.splitlines()) == kept
+    truth = (ROOT / "data/pii.jsonl").read_text().splitlines()
+    mails = [
+        s["text"] for t in truth for s in json.loads(t)["spans"] if "@" in s["text"]
+    ]
+    assert mails and not any(mail in clean for mail in mails)
+    assert "recall" in (executed / "runs/quick/01_dataset_card.md").read_text()
+
+
+def test_02_measures_the_launch_prompt_exactly(executed):
+    found = results(executed, "02_build_evals")
+    assert (found["right"], found["live"], found["lucky"]) == (91, 104, 13)
+    assert found["judges"]["plain"][:2] == [1.0, 0.0]
+    assert found["judges"]["policy"][0] == pytest.approx(83 / 91)
+    assert found["judges"]["policy"][1] == pytest.approx(151 / 159)
+    value, low, high = found["corrected"]["policy, corrected"]
+    assert low < value < high and low < found["corrected"]["truth"][0] < high
+    assert "plain, corrected" not in found["corrected"]
+    assert found["leaks"] == {"logs": 0, "practice set": 0}
+    assert sum(found["taxonomy"].values()) == 120
+    (bar,) = found["ladder"]
+    assert bar["low"] == pytest.approx(0.307, abs=0.001)
+    assert bar["high"] == pytest.approx(0.425, abs=0.001)
+
+
+def test_03_finds_the_ceiling(executed):
+    found = results(executed, "03_prompt_ceiling")
+    wanted = {"launch": 91, "terse": 86, "caveman": 94}
+    wanted |= {"four_rules": 198, "fewshot": 241, "rules": 250}
+    assert found["right"] == wanted
+    assert found["tokens"]["rules"] == pytest.approx([901, 111], abs=1)
+    assert found["differences"]["rules"]["p"] < 1e-30
+    assert found["differences"]["caveman"]["p"] > 0.05
+    for tier in found["per_thousand_right"].values():
+        assert tier["rules"][0] < tier["launch"][0]
+        assert all(low <= value <= high for value, low, high in tier.values())
+    assert found["quality_still_rises"] is True
+    assert found["live"] == {}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", NAMES)
+def test_each_notebook_runs_alone(name, tmp_path):
+    tree = clone(tmp_path)
+    done = run(tree, "--only", name)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert results(tree, name)
+
+
+@pytest.mark.timeout(600)
+def test_with_a_key_the_same_notebooks_ask_the_readers_server(tmp_path, chat_server):
+    chat_server.script = ["Counting.\n```sql\nSELECT COUNT(*) FROM tickets\n```"]
+    live = {
+        "OPENAI_BASE_URL": chat_server.url,
+        "OPENAI_API_KEY": "k",
+        "MODEL": "the-readers-model",
+    }
+    tree = clone(tmp_path)
+    done = run(tree, "--only", "01", **live)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert results(tree, "01_collect_logs")["asked_live"] is True
+    assert len(chat_server.requests) == 2  # the assistant, and the wrapped client
+    done = run(tree, "--only", "03", **live)
+    assert done.returncode == 0, done.stdout[-3000:]
+    answers = results(tree, LAST)["live"]
+    assert answers["launch"]["outcomes"] == {"answered": 20}
+    assert len(chat_server.requests) == 2 + 40
+    assert {r["model"] for r in chat_server.requests} == {"the-readers-model"}
+
+
+# --- exercises -----------------------------------------------------------------------
+
+
+def test_there_is_a_solution_to_every_exercise():
+    assert SOLUTIONS.keys() == _EXERCISES.keys()
+    assert {name[:2] for name in SOLUTIONS} == {name[:2] for name in NAMES}
+
+
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_the_solution_is_right_and_no_other_answer(name):
+    verdict = check(name, SOLUTIONS[name])
+    assert verdict, repr(verdict)
+    for empty in (..., None, "", [], {}):
+        assert not check(name, empty)
+    for wrong in (-1, "SELECT 1", "go", {"spans": []}, lambda x: x):
+        verdict = check(name, wrong)
+        assert not verdict
+        assert name in repr(verdict) and len(repr(verdict)) > 30
+    with pytest.raises(ValueError, match="no exercise"):
+        check("99.9", 1)

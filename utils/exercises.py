@@ -1,0 +1,167 @@
+"""Exercises that check themselves: `check("02.1", answer)`.
+
+Every expected value is computed from the data, so an exercise stays right when the data
+or a price changes. Worked answers are in tests/solutions.py.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from utils import overlap, stats, tidewater
+from utils.costs import call_cost, load_prices
+from utils.grading import Grader, rows_equal
+from utils.traces import Trace
+
+_EXERCISES: dict[str, tuple[Callable[[Any], bool], str]] = {}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on an answer; true if it is right."""
+
+    right: bool
+    message: str
+
+    def __bool__(self) -> bool:
+        return self.right
+
+    def __repr__(self) -> str:
+        return self.message
+
+
+def check(name: str, answer: Any) -> Verdict:
+    """Check the answer to an exercise; a wrong one gets a hint.
+
+    Raises:
+        ValueError: there is no exercise of this name; the message lists them.
+
+    """
+    if name not in _EXERCISES:
+        raise ValueError(f"no exercise {name!r}; there are {', '.join(_EXERCISES)}")
+    test, hint = _EXERCISES[name]
+    if answer is ... or answer is None or answer in ("", [], {}):
+        return Verdict(False, f"{name}: no answer yet.")
+    try:
+        right = bool(test(answer))
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        return Verdict(False, f"{name}: the answer cannot be checked ({why}). {hint}")
+    return Verdict(right, f"{name}: right." if right else f"{name}: not yet. {hint}")
+
+
+def _exercise(name: str, hint: str) -> Callable:
+    def keep(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+        _EXERCISES[name] = (test, hint)
+        return test
+
+    return keep
+
+
+@_exercise("00.1", "Divide what the seats may cost by today's bill at that tier.")
+def _growth(answer: float) -> bool:
+    logs = tidewater.load_logs()
+    into, out = (sum(trace.tokens[k] for trace in logs) for k in (0, 1))
+    days = {trace.time[:10] for trace in logs}
+    price = load_prices().model("claude-sonnet-5.5")
+    today = call_cost(price, into, out) * (365.25 / 12) / len(days)
+    seats = 20.0 * len({trace.user_id for trace in logs})
+    return abs(answer - 0.20 * seats / today) <= 1
+
+
+@_exercise("00.2", "Count the traces by user_id and leave out the largest count.")
+def _other_users(answer: int) -> bool:
+    users = [trace.user_id for trace in tidewater.load_logs()]
+    return answer == len(users) - max(map(users.count, set(users)))
+
+
+@_exercise("00.3", "Follow `decide` line by line: no signal is on, and none is None.")
+def _stay(answer: str) -> bool:
+    return answer.strip().lower().rstrip(":") == "no-go"
+
+
+@_exercise("01.1", "Use overlap.duplicates on the questions that have an answer.")
+def _different_questions(answer: int) -> bool:
+    answered = [t for t in tidewater.load_logs() if t.outcome == "answered"]
+    return answer == len(set(overlap.duplicates([t.question for t in answered])))
+
+
+@_exercise("01.2", "Every '#' with digits after it goes, and nothing else: re.sub.")
+def _order_numbers(answer: Callable[[str], str]) -> bool:
+    pairs = {
+        "refund order #10442 please": "refund order [order] please",
+        "orders #7 and #881, today": "orders [order] and [order], today",
+        "top 5 products in Q3": "top 5 products in Q3",
+        "C# or #hashtag": "C# or #hashtag",
+    }
+    return all(answer(text) == wanted for text, wanted in pairs.items())
+
+
+@_exercise("01.3", "One llm span: an input message, no output, and 'error.type'.")
+def _timed_out(answer: dict) -> bool:
+    trace = Trace.from_dict(answer)
+    return trace.outcome == "timeout" and bool(trace.question)
+
+
+@_exercise("02.1", "Try k = 92, 93, ... in stats.wilson(k, 250).")
+def _enough_right(answer: int) -> bool:
+    cases = tidewater.load_cases()
+    replies = tidewater.recorded_model("launch").replies
+    sqls = [tidewater.extract_sql(replies[case["question"]].text) for case in cases]
+    with tidewater.open_pool() as pool:
+        right = sum(grade.right for grade in Grader(pool).grade(cases, sqls))
+    rate, n = right / len(cases), len(cases)
+    return answer == next(k for k in range(n) if stats.wilson(k, n).low > rate)
+
+
+@_exercise("02.2", "(observed + TNR - 1) / (TPR + TNR - 1), times 100.")
+def _corrected(answer: float) -> bool:
+    return math.isclose(answer, 100 * (0.55 + 0.8 - 1) / (0.9 + 0.8 - 1), abs_tol=0.1)
+
+
+@_exercise("02.3", "Look up the right count first. A constant is a query, too.")
+def _lucky(answer: str) -> bool:
+    right = (
+        "SELECT COUNT(*) FROM tickets WHERE is_test=0 AND topic<>'spam' "
+        "AND opened_date BETWEEN '2026-03-01' AND '2026-03-31'"
+    )
+    with tidewater.open_pool() as pool:
+        jobs = itertools.product(pool.databases, (right, answer))
+        results = [result.rows for result in pool.map(jobs)]
+    pairs = zip(results[::2], results[1::2], strict=True)
+    same = [mine is not None and rows_equal(mine, rows, False) for rows, mine in pairs]
+    return same[0] and not all(same)
+
+
+@_exercise("03.1", "Compare right['fewshot'] and right['rules'] case by case.")
+def _differing(answer: int) -> bool:
+    cases = tidewater.load_cases()
+    with tidewater.open_pool() as pool:
+        grader, right = Grader(pool), []
+        for name in ("fewshot", "rules"):
+            replies = tidewater.recorded_model(name).replies
+            texts = [replies[case["question"]].text for case in cases]
+            grades = grader.grade(cases, [tidewater.extract_sql(t) for t in texts])
+            right.append([grade.right for grade in grades])
+    return answer == sum(a != b for a, b in zip(*right, strict=True))
+
+
+@_exercise("03.2", "A million times the mean cost of one call: cost('rules', DEAR).")
+def _million(answer: float) -> bool:
+    rows = tidewater.read_jsonl("recorded/rules.jsonl")
+    into, out = (
+        np.array([r[k] for r in rows]) for k in ("input_tokens", "output_tokens")
+    )
+    price = load_prices().model("claude-sonnet-5.5")
+    return abs(answer - 1e6 * call_cost(price, into, out).mean()) <= 100
+
+
+@_exercise("03.3", "Times 3, 2, 1; never less than the one before; never above 1.")
+def _holm(answer: Callable[[list[float]], list[float]]) -> bool:
+    trials = ([0.01, 0.02, 0.03], [0.001, 0.3, 0.9], [0.02, 0.021, 0.5], [0.5, 0.6, 1])
+    pairs = ((list(answer(list(trial))), stats.holm(trial)) for trial in trials)
+    return all(np.allclose(mine, right) for mine, right in pairs)
