@@ -77,7 +77,8 @@ def completion(text, model="test-model", finish_reason="stop", **usage):
 @pytest.fixture
 def chat_server():
     server = ChatServer()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    poll = {"poll_interval": 0.02}
+    thread = threading.Thread(target=server.serve_forever, kwargs=poll, daemon=True)
     thread.start()
     yield server
     server.shutdown()

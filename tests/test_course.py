@@ -29,7 +29,9 @@ def notebook(tree, name, *sources, tags=("parameters",)):
     cells = [new_code_cell('MODE = "quick"', metadata={"tags": list(tags)})]
     cells += [new_code_cell(source) for source in sources]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    made = new_notebook(cells=[new_markdown_cell("# x"), *cells], metadata={"kernelspec": kernel})
+    made = new_notebook(
+        cells=[new_markdown_cell("# x"), *cells], metadata={"kernelspec": kernel}
+    )
     path = tree / "notebooks" / f"{name}.ipynb"
     nbformat.write(made, path)
     return path

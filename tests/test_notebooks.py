@@ -132,6 +132,24 @@ def test_saved_outputs_are_clean(path):
     assert "image/png" in text
 
 
+def test_the_readme_shows_the_shipped_runs():
+    saved = {p.stem: json.loads(p.read_text()) for p in course.SHIPPED.glob("*.json")}
+    assert set(NAMES) <= set(saved)
+    readme = (ROOT / "README.md").read_text()
+    assert course.table(saved) in readme, "run: make figure"
+    assert "data/runs/ladder.png" in readme
+    png = (course.SHIPPED / "ladder.png").read_bytes()
+    assert png.startswith(b"\x89PNG") and len(png) > 20_000
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_the_stated_minutes_were_enough(path):
+    stated = re.search(r"\| Minutes \| (\d+)", load(path).cells[0].source)[1]
+    card = json.loads((course.SHIPPED / f"{path.stem}.json").read_text())["card"]
+    assert card["seconds"] < 60 * int(stated)
+    assert "--mode full" in card["command"]
+
+
 # --- execution -----------------------------------------------------------------------
 
 

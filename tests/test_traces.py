@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion
 
-from utils import importers, traces
+from utils import collect, importers, traces
 from utils.traces import Trace
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "data" / "traces.jsonl"
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = ROOT / "data" / "foreign_logs"
 RAW = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()]
 PROPERTIES = [k for k, v in vars(Trace).items() if isinstance(v, property)]
 pytestmark = pytest.mark.timeout(60)
@@ -207,7 +207,7 @@ def test_a_record_with_one_odd_part_is_read_or_reported(
     file = tmp_path_factory.getbasetemp() / "mutated.jsonl"
     file.write_text(json.dumps(record))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", traces.SkippedLines)
+        warnings.simplefilter("ignore", UserWarning)
         found, bad = traces.load(file)
     assert found or bad or "resourceSpans" in record  # an export may hold no model call
     for trace in found:
@@ -369,7 +369,7 @@ def test_record_returns_the_response_and_keeps_a_trace(tmp_path):
     path, response, chat = tmp_path / "a" / "log.jsonl", completion(), []
     bare = client_of(lambda **_: (chat.append({}), response)[1], api_key="k")
     who = {"user_id": "u1", "session_id": "s1", "prompt_version": "launch"}
-    client = traces.record(bare, path, **who)
+    client = collect.record(bare, path, **who)
     chat.append({"role": "user", "content": "How many?"})
     given = {
         "model": "m",
@@ -402,7 +402,7 @@ def test_record_returns_the_response_and_keeps_a_trace(tmp_path):
     ask(client, user="u2")
     assert traces.read(path)[0][1].user_id == "u2"
     with pytest.raises(TypeError, match="customer"):
-        traces.record(bare, path, customer="x")
+        collect.record(bare, path, customer="x")
 
 
 def test_record_raises_what_the_api_raised(tmp_path):
@@ -412,33 +412,33 @@ def test_record_raises_what_the_api_raised(tmp_path):
         raise boom
 
     with pytest.raises(TimeoutError) as caught:
-        ask(traces.record(client_of(create), path))
+        ask(collect.record(client_of(create), path))
     assert caught.value is boom
     (trace,), _ = traces.read(path)
     assert trace.outcome == "timeout" and trace.question == "How many?"
     assert trace.spans[0]["attributes"][traces.OUTPUT] == []
 
 
-@pytest.mark.parametrize("filters", ["default", "error"])
+@pytest.mark.parametrize("filters", ["always", "error"])
 def test_a_trace_that_cannot_be_written_is_one_warning(tmp_path, filters):
     (tmp_path / "file").write_text("in the way")
     response = completion()
     client = client_of(lambda **_: response)
-    client = traces.record(client, tmp_path / "file" / "log.jsonl")
+    client = collect.record(client, tmp_path / "file" / "log.jsonl")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter(filters)
         assert all(ask(client) is response for _ in range(3))
-    assert len(caught) == (filters == "default")
+    assert len(caught) == (filters == "always")
     assert all("unrecorded" in str(w.message) for w in caught)
 
 
 @pytest.mark.parametrize("odd", [None, "text", object(), completion(choices=None)])
 def test_a_response_of_no_known_shape_goes_through(tmp_path, odd):
-    client = traces.record(client_of(lambda **_: odd), tmp_path / "log.jsonl")
+    client = collect.record(client_of(lambda **_: odd), tmp_path / "log.jsonl")
     with pytest.warns(RuntimeWarning, match="unrecorded"):
         assert ask(client) is odd
     generator = iter([{"role": "user", "content": "q"}])
-    client = traces.record(client_of(lambda messages: list(messages)), tmp_path / "l")
+    client = collect.record(client_of(lambda messages: list(messages)), tmp_path / "l")
     with pytest.warns(RuntimeWarning, match="no messages"):
         assert client.chat.completions.create(messages=generator)[0]["content"] == "q"
 
@@ -446,7 +446,7 @@ def test_a_response_of_no_known_shape_goes_through(tmp_path, odd):
 def test_record_from_many_threads(tmp_path):
     path = tmp_path / "log.jsonl"
     client = client_of(lambda messages, **_: completion(messages[0]["content"] * 50))
-    client = traces.record(client, path)
+    client = collect.record(client, path)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: ask(client, f"<{i}>"), range(300)))
     found, bad = traces.read(path)
@@ -459,7 +459,7 @@ def test_a_stream_passes_through_and_is_recorded_at_its_end(tmp_path):
     usage = SimpleNamespace(prompt_tokens=9, completion_tokens=2)
     chunks = [chunk("SEL"), chunk("ECT"), chunk(finish="stop")]
     chunks += [SimpleNamespace(id="c2", choices=[], usage=usage)]
-    client = traces.record(client_of(lambda **_: iter(chunks)), path)
+    client = collect.record(client_of(lambda **_: iter(chunks)), path)
     stream = ask(client, stream=True)
     assert next(stream) is chunks[0] and not path.exists()
     assert list(stream) == chunks[1:]
@@ -485,7 +485,7 @@ def test_a_stream_left_early_is_recorded_as_incomplete(tmp_path, leave):
         def __enter__(self):
             return self
 
-    client = traces.record(client_of(lambda **_: Stream()), path)
+    client = collect.record(client_of(lambda **_: Stream()), path)
     stream = ask(client, stream=True)
     assert next(stream).choices[0].delta.content == "SEL"
     if leave == "close":
@@ -522,13 +522,15 @@ def test_a_stream_of_tool_calls_is_put_together():
     trace = traces.from_openai(record | {"response": whole})
     names = [s["attributes"]["gen_ai.tool.name"] for s in trace.spans[1:]]
     assert names == ["run_sql", "plot"]
+    ids = [s["attributes"]["gen_ai.tool.call.id"] for s in trace.spans[1:]]
+    assert ids == ["a", "b"]
     assert trace.spans[1]["attributes"][traces.ARGUMENTS] == {"s": 1}
     assert trace.result is None and trace.outcome == "answered"
 
 
 def test_an_asynchronous_client_is_refused_at_once(tmp_path):
     with pytest.raises(TypeError, match="asynchronous"):
-        traces.record(openai.AsyncOpenAI(api_key="x"), tmp_path / "log.jsonl")
+        collect.record(openai.AsyncOpenAI(api_key="x"), tmp_path / "log.jsonl")
 
 
 @pytest.fixture
@@ -538,7 +540,7 @@ def real(chat_server, tmp_path):
         base_url=chat_server.url, api_key="secret-key", max_retries=0, timeout=10
     )
     with client:
-        yield traces.record(client, tmp_path / "log.jsonl"), tmp_path / "log.jsonl"
+        yield collect.record(client, tmp_path / "log.jsonl"), tmp_path / "log.jsonl"
 
 
 def test_the_real_client_over_the_wire(real, chat_server):
@@ -636,6 +638,8 @@ def test_openai_log(tmp_path):
         "tool",
         "assistant",
     ]
+    corrected = traces.to_messages(told, answer="104")
+    assert [m["role"] for m in corrected] == ["system", "user", "assistant"]
     assert (told.session_id, told.user_id) == ("u28-0706", "u28")
     assert image.question == "What does this chart show?\n[image_url]"
     assert image.reply.startswith("I can only answer") and image.time.endswith(
@@ -647,6 +651,15 @@ def test_openai_log(tmp_path):
     assert traces.read(tmp_path / "ours.jsonl") == (found, [])
     again = [t.trace_id for t in traces.load(path)[0]]
     assert again == [t.trace_id for t in found]
+
+
+def test_tool_calls_of_earlier_turns_are_not_counted_again():
+    turn = json.loads((FIXTURES / "openai_chat.jsonl").read_text().splitlines()[2])
+    chat = turn["request"]["messages"]
+    chat += [{"role": "assistant", "content": "103."}]
+    chat += [{"role": "user", "content": "And by mail?"}]
+    trace = traces.from_openai(turn)
+    assert trace.question == "And by mail?" and trace.outcome == "no_query"
 
 
 def test_anthropic_log():
@@ -734,9 +747,12 @@ def test_an_opentelemetry_trace_may_span_lines_and_lack_tool_spans(tmp_path):
             "gen_ai.operation.name": "chat",
             traces.INPUT: json.dumps(chat),
             traces.OUTPUT: json.dumps(said),
+            "session.id": "of a later span",
         }
     )
-    root = export(**{"session.id": "s9"}) | {"startTimeUnixNano": "1783324930000000000"}
+    root = export(**{"session.id": "s9", "user.id": "u1"}) | {
+        "startTimeUnixNano": "1783324930000000000"
+    }
     bad = export() | {"startTimeUnixNano": "soon"}
     path = tmp_path / "export.jsonl"
     lines = [{"resourceSpans": [{"scopeSpans": [{"spans": [s]}]}]} for s in (late, bad)]
@@ -748,6 +764,15 @@ def test_an_opentelemetry_trace_may_span_lines_and_lack_tool_spans(tmp_path):
     assert [s["kind"] for s in trace.spans] == ["tool", "llm"] and trace.seconds == 1.5
     assert trace.arguments == {"x": 1} and trace.result == {"text": "three"}
     assert trace.outcome == "answered" and trace.reply == "3"
+
+
+def test_model_calls_without_messages_are_kept_and_told_of(tmp_path):
+    silent = export(**{"gen_ai.operation.name": "chat"})
+    document = {"resourceSpans": [{"scopeSpans": [{"spans": [silent]}]}]}
+    (tmp_path / "export.json").write_text(json.dumps(document))
+    with pytest.warns(UserWarning, match="1 model calls have no messages"):
+        (trace,), bad = traces.load(tmp_path / "export.json")
+    assert trace.seconds == 1.5 and trace.question == "" and not bad
 
 
 def test_opentelemetry_errors_by_status_alone():

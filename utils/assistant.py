@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -110,13 +109,7 @@ class Assistant:
             {"role": "system", "content": self.prompt},
             {"role": "user", "content": question},
         ]
-        trace = Trace(
-            trace_id=secrets.token_hex(16),
-            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            spans=[],
-            session_id=self.session_id,
-            user_id=self.user_id,
-        )
+        trace = traces.new_trace([], session_id=self.session_id, user_id=self.user_id)
         for turn in range(self.repairs + 1):
             text = self._call_model(trace, messages)
             arguments = self.tool.extract(text) if text else None

@@ -1,5 +1,6 @@
 """One look for every figure: readable in grey, intervals drawn, units on the axes."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 from cycler import cycler
 from matplotlib.axes import Axes
+
+from utils.stats import paired_difference
 
 # Dark to light, so that the order survives a grey printer.
 COLOURS = ("#1b3a4b", "#b5541c", "#4f8a8b", "#c9a227", "#8d99ae")
@@ -99,15 +102,24 @@ def bars(
 
 
 def ladder(steps: Sequence[Mapping[str, Any]]) -> Axes:
-    """Draw the course's ladder: one bar a step, from its notebook's results file.
+    """Draw the course's ladder: one bar a step, from the notebooks' results files.
+
+    Beside each bar stands its paired difference to the bar before.
 
     Args:
-        steps: each with name, value, low, high (fractions of 1) and n.
+        steps: each with name, value, low, high (fractions of 1), n, and right: whether
+            each case was answered rightly, the same cases in the same order.
 
     """
-    height = 0.8 + 0.42 * len(steps)
-    axes = figure("How right is each way to answer?", figsize=(7.2, height))
+    axes = figure(
+        "How right is each way to answer, and what does each step gain?",
+        figsize=(7.6, 1.0 + 0.42 * len(steps)),
+    )
     named = {step["name"]: SimpleNamespace(**step) for step in steps}
-    cases = max(step["n"] for step in steps)
-    bars(axes, named, f"right on all three databases, % of {cases} frozen cases", 100)
+    bars(axes, named, f"right on all three databases, % of {steps[0]['n']} cases", 100)
+    for row, (before, step) in enumerate(itertools.pairwise(steps), start=1):
+        gain = paired_difference(before["right"], step["right"]).difference
+        axes.annotate(gain.points(), (118, row), va="center", fontsize=9)
+    axes.set_xlim(0, 185)
+    axes.set_xticks(range(0, 101, 20))
     return axes

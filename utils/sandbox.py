@@ -72,7 +72,8 @@ ENCODE = json.JSONEncoder(default=lambda blob: {"hex": blob.hex()}).encode
 GRACE = 0.5  # seconds past the deadline before a worker is killed
 STARTUP = 30.0  # seconds that a worker may take to start
 OUT_OF_MEMORY = 86  # exit status of a worker too short of memory to say so
-BATCH, BATCH_SECONDS = 256, 0.02  # the most that a worker is given at a time
+# The most that a worker is given at a time: queries, their seconds, their text.
+BATCH, BATCH_SECONDS, BATCH_BYTES = 256, 0.02, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Result:
 
 
 class _Failed(Exception):  # noqa: N818
-    """Ends a query; the arguments are the error's name and message."""
+    """Ends a query; the arguments are those of its Result after the rows."""
 
 
 class SandboxPool:
@@ -192,13 +193,14 @@ class SandboxPool:
         def work() -> None:
             pace = BATCH_SECONDS / 4  # seconds a query
             while todo and not stop.is_set():
-                worker, batch = self._idle.get(), deque()
+                worker, batch, room = self._idle.get(), deque(), BATCH_BYTES
                 try:
                     # Small batches near the end: nobody idles beside another's backlog.
                     share = min(BATCH, BATCH_SECONDS / pace, len(todo) / self.size / 2)
                     with contextlib.suppress(IndexError):  # the others take some too
-                        while not batch or len(batch) < share:
+                        while not batch or (len(batch) < share and room > 0):
                             batch.append(todo.popleft())
+                            room -= len(jobs[batch[-1]][1])
                     begun, size = time.monotonic(), len(batch)
                     for result in worker.ask([jobs[i] for i in batch]):
                         results[batch.popleft()] = result
@@ -207,9 +209,9 @@ class SandboxPool:
                 except _Failed as death:
                     # Answers come in order, so it was at the first that is missing. If
                     # not late, it may have been killed from outside: a second try.
-                    (error, message), head = death.args, batch[0]
-                    if error == "timeout" or head in suspects:
-                        results[batch.popleft()] = Result(None, error, message)
+                    failed, head = Result(None, *death.args), batch[0]
+                    if failed.error == "timeout" or head in suspects:
+                        results[batch.popleft()] = failed
                         tick(1)
                     suspects.add(head)
                     todo.extendleft(reversed(batch))
@@ -246,12 +248,12 @@ class _Worker:
                 self._start()
             yield from self._exchange(jobs)
         except (OSError, EOFError) as e:
-            status, error = self.bury(), "crashed"
+            status = self.bury()
             if isinstance(e, TimeoutError):
-                error = "timeout"
-            elif status == OUT_OF_MEMORY:
-                error = "memory"
-            raise _Failed(error, f"its worker ended with status {status}") from None
+                told = f"killed after {self.patience:g} seconds"
+                raise _Failed("timeout", told, self.patience) from None
+            name = "memory" if status == OUT_OF_MEMORY else "crashed"
+            raise _Failed(name, f"its worker ended with status {status}") from None
         except BaseException:
             self.bury()
             raise
@@ -370,7 +372,9 @@ def _open(uri: str, limits: Limits) -> Callable[[str], tuple]:
     db.execute("PRAGMA trusted_schema = 0")
     # The schema can be read, for prompts tell it anyway; statistics cannot.
     names = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
-    modules = {name for (name,) in db.execute("PRAGMA module_list")}  # json_each, say
+    # Tables that are functions; new versions list those of JSON only after their use.
+    modules = {"json_each", "json_tree", "jsonb_each", "jsonb_tree"}
+    modules |= {name for (name,) in db.execute("PRAGMA module_list")}
     readable = {n for n in names if not n.startswith("sqlite_")} | {"sqlite_master"}
     for cap, value in {
         sqlite3.SQLITE_LIMIT_ATTACHED: 0,
@@ -398,9 +402,11 @@ def _open(uri: str, limits: Limits) -> Callable[[str], tuple]:
             raise _Failed("denied", f"no {word}")
         if "'now'" in sql.lower() and any(m[1] for m in NOW.finditer(sql)):
             raise _Failed("denied", "'now' is another day tomorrow: write the date")
-        cursor = db.execute(sql)
+        cursor = db.execute(
+            sql.rstrip("; \t\r\n")
+        )  # Python takes ;; for two statements
         if cursor.description is None:
-            raise _Failed("denied" if word else "empty", f"no SELECT: {word}")
+            raise _Failed("denied" if word else "empty", "there is no SELECT")
         columns = [column[0] for column in cursor.description]
         rows, size = [], sum(map(len, columns))
         for row in cursor:
@@ -434,7 +440,7 @@ def _open(uri: str, limits: Limits) -> Callable[[str], tuple]:
         except _Failed as e:
             error, message = e.args
         except (sqlite3.Error, UnicodeError, MemoryError) as e:
-            error, message = name(e), str(e)
+            error, message = name(e), str(e) or "no memory is left"
         seconds = time.monotonic() - begun
         if seconds > limits.seconds:  # interrupted, or done too late
             error, message = "timeout", f"the most is {limits.seconds:g} seconds"
