@@ -29,7 +29,7 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest
 
 lab: $(VENV)/.ready
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --ServerApp.root_dir=. notebooks/00_start_here.ipynb
 
 bench: $(VENV)/.ready
 	$(BIN)/python tests/bench/bench_sandbox.py

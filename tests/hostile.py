@@ -106,7 +106,7 @@ REFUSED = {  # sql_error; denied where SQLite has the thing
     "overflow": "SELECT abs(-9223372036854775808)",
     "bad JSON": "SELECT json('[1,')",
     "deep JSON": f"SELECT json('{'[' * 40_000}')",
-    "5,000 columns": f"SELECT {','.join('1' * 5_000)}",
+    "1,000 columns": f"SELECT {','.join('1' * 1_000)}",
     "5,000 UNION ALLs": " UNION ALL ".join(["SELECT 1"] * 5_000),
     "65 tables": f"SELECT 1 FROM {','.join(f'customers c{i}' for i in range(65))}",
     "2,000 arguments": f"SELECT max({','.join('1' * 2_000)})",

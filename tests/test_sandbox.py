@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data"
 LIMITS = Limits(seconds=0.3, rows=1_000, result_bytes=100_000, memory_mb=128)
 SLACK = 1.5  # seconds that a busy machine may add, a new worker's start among them
-KILLER = f"SELECT instr({BIG}, printf('%.*c', 450000, 'a') || 'b')"  # one long call
+# Seconds within one call of a function, minutes between two of the progress handler.
+KILLER = f"SELECT max(instr({BIG}, printf('%.*c', 450000, 'a') || rowid)) FROM tickets"
 linux = pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads /proc")
 pytestmark = pytest.mark.timeout(120)
 
@@ -245,7 +246,7 @@ def test_mistakes(pool, live, tmp_path, monkeypatch):
 
 def test_many_long_queries_fit_into_the_smallest_worker(live):
     databases = {"live": live, "a": DATA / "twin_a.sqlite", "b": DATA / "twin_b.sqlite"}
-    long = "SELECT {} -- " + "x" * 99_000
+    long = "SELECT {} -- " + "\U0001f600" * 24_900
     with SandboxPool(databases, 2, Limits(memory_mb=64)) as pool:
         results = pool.map([("b", long.format(i)) for i in range(500)])
     assert [r.rows for r in results] == [[(i,)] for i in range(500)]
@@ -258,6 +259,16 @@ def test_the_clock_is_each_query_s_own(live):
         results = pool.map([("live", slow)] * times)
     assert [r.rows for r in results] == [[(100_000,)]] * times
     assert sum(r.seconds for r in results) > 0.5  # they would not fit into one deadline
+
+
+def test_what_the_progress_handler_ends_costs_no_worker(live):
+    with SandboxPool({"live": live}, 1, LIMITS) as pool:
+        pids = set()
+        for sql in (BOMBS["counting"], BOMBS["cross join"], "SELECT 1"):
+            result = pool.run(sql)
+            pids.add(pool._workers[0].process.pid)
+        assert result.rows == [(1,)]
+        assert len(pids) == 1
 
 
 @pytest.mark.parametrize("killer", [KILLER, BOMBS["counting"], BOMBS["doubling CTEs"]])
@@ -343,7 +354,7 @@ def hijacked(tmp_path, live, monkeypatch):
         ("out(b'[{\"hex\": 1}, 0, 0, 0, 0]' + bytes([10]))", "crashed"),
         ('out(b\'["made up", "", 0, [], []]\' + bytes([10]))', "crashed"),
         ("out(b'[' * 100_000 + bytes([10]))", "crashed"),
-        ("out(b'x' * 10_000_000)", "crashed"),  # no end of line
+        ("out(b'x' * 10_000_000); time.sleep(60)", "crashed"),  # no end of line
         ("out(bytes([255, 10]))", "crashed"),
         ("import pickle; out(pickle.dumps(print) + bytes([10]))", "crashed"),
     ],
@@ -408,6 +419,19 @@ def test_close(live):
     assert SandboxPool({"live": live}).map([]) == []
 
 
+def test_close_while_another_thread_waits(live):
+    pool = SandboxPool({"live": live}, 2, Limits(seconds=20))
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(pool.map, [("live", BOMBS["counting"])] * 4)
+        time.sleep(0.5)
+        pids = [w.process.pid for w in pool._workers]
+        pool.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            waiting.result(timeout=10)
+    assert all(gone(pid) for pid in pids)
+    assert all(w.process.poll() is not None for w in pool._workers)
+
+
 def test_a_fork_leaves_the_parent_s_workers_alone(live):
     with SandboxPool({"live": live}, 1) as pool:
         pool.run("SELECT 1")
@@ -415,6 +439,7 @@ def test_a_fork_leaves_the_parent_s_workers_alone(live):
         with pytest.raises(RuntimeError, match="fork"):
             pool.run("SELECT 1")
         sandbox._bury(pool._workers, pool._pid)
+        assert not gone(pool._workers[0].process.pid, 0.3)
         assert pool._workers[0].process.poll() is None
 
 

@@ -312,10 +312,19 @@ class RecordedModel:
 
 
 def live_model() -> ApiModel | None:
-    """Return the reader's own API if OPENAI_API_KEY and MODEL are set, else None."""
-    if os.environ.get("OPENAI_API_KEY") and os.environ.get("MODEL"):
-        return ApiModel()
-    return None
+    """Return the reader's own API if OPENAI_API_KEY and MODEL are set, else None.
+
+    Raises:
+        ValueError: MODEL is set without a key; a replay would be a false answer.
+
+    """
+    key, name = os.environ.get("OPENAI_API_KEY"), os.environ.get("MODEL")
+    if name and not key:
+        raise ValueError(
+            "MODEL is set and OPENAI_API_KEY is not. Set it (any text will do for a "
+            "local server without keys), or unset MODEL to replay the recording."
+        )
+    return ApiModel() if key and name else None
 
 
 def _outcome(status: int) -> str:

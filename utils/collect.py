@@ -14,10 +14,30 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from utils import importers
 from utils.traces import append, from_openai
+
+
+def as_client(model: Callable[[list[dict]], Any]) -> Any:
+    """Give a model callable (see `utils.assistant`) the face of an OpenAI client."""
+    from openai.types.chat import ChatCompletion
+
+    def create(*, messages: list[dict], **request: Any) -> ChatCompletion:
+        reply = model(messages)
+        message = {"role": "assistant", "content": reply.text}
+        choice = {"index": 0, "finish_reason": reply.finish_reason, "message": message}
+        used = {"prompt_tokens": reply.input_tokens or 0}
+        used["completion_tokens"] = reply.output_tokens or 0
+        body = {"id": secrets.token_hex(8), "created": int(time.time())}
+        body |= {"object": "chat.completion", "model": request["model"]}
+        body["usage"] = used | {"total_tokens": sum(used.values())}
+        return ChatCompletion.model_validate(body | {"choices": [choice]})
+
+    completions = SimpleNamespace(create=create)
+    return SimpleNamespace(chat=SimpleNamespace(completions=completions))
 
 
 def record(client: Any, path: str | Path, **who: str | None) -> Any:

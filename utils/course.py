@@ -218,6 +218,7 @@ def execute(path: Path, mode: str, label: str = "") -> float:
     )
     seconds = time.monotonic() - started
     page, _ = HTMLExporter().from_notebook_node(executed)
+    page = re.sub(r'(href="[0-9]{2}_\w+)\.ipynb', r"\1.html", page)
     copy.with_suffix(".html").write_text(page, encoding="utf-8")
     return seconds
 
@@ -240,6 +241,7 @@ def ship(path: Path, mode: str) -> None:
         cell.execution_count = number
         cell.metadata.pop("execution", None)
     notebook.metadata.pop("widgets", None)
+    notebook.metadata["language_info"] = executed.metadata.language_info
     notebook.metadata["course"] = {"mode": mode, "sources": fingerprint(notebook)}
     nbformat.write(notebook, path)
     results = ROOT / "runs" / mode / f"{path.stem}.json"
@@ -289,16 +291,16 @@ def table(saved: dict[str, Any]) -> str:
     import nbformat
 
     rows = [
-        "| notebook | what you do | minutes | dollars |",
+        "| notebook | what you do | seconds | dollars |",
         "| --- | --- | --- | --- |",
     ]
     for path in find_notebooks():
         first = nbformat.read(path, as_version=4).cells[0].source
         title = re.search(r"^# (.+)$", first, re.M)[1]
         dollars = re.search(r"^\| Dollars \| (\d+)", first, re.M)[1]
-        minutes = saved[path.stem]["card"]["seconds"] / 60
+        seconds = saved[path.stem]["card"]["seconds"]
         link = f"[{path.stem}](notebooks/{path.name})"
-        rows.append(f"| {link} | {title} | {minutes:.1f} | {dollars} |")
+        rows.append(f"| {link} | {title} | {seconds:.0f} | {dollars} |")
     return "\n".join(rows)
 
 

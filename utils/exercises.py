@@ -123,7 +123,9 @@ def _corrected(answer: float) -> bool:
     return math.isclose(answer, 100 * (0.55 + 0.8 - 1) / (0.9 + 0.8 - 1), abs_tol=0.1)
 
 
-@_exercise("02.3", "Look up the right count first. A constant is a query, too.")
+@_exercise(
+    "02.3", "It must hold on the live warehouse and fail on a twin. What never looks?"
+)
 def _lucky(answer: str) -> bool:
     right = (
         "SELECT COUNT(*) FROM tickets WHERE is_test=0 AND topic<>'spam' "

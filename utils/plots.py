@@ -6,8 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
+from pandas.io.formats.style import Styler
 
 from utils.stats import paired_difference
 
@@ -97,8 +99,16 @@ def bars(
     axes.set_yticks(range(len(names)), names)
     axes.set_xlim(0, max(ends) * 1.2 or 1)
     axes.set_ylim(len(names) - 0.5, -0.5)  # the first on top, in shared axes too
+    if scale == 100:
+        axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 100])
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(unit)
+
+
+def text_table(frame: pd.DataFrame) -> Styler:
+    """Show a table of texts: aligned left, lines broken, nothing cut off."""
+    left = {"selector": "td, th", "props": "text-align: left; vertical-align: top"}
+    return frame.style.set_table_styles([left])
 
 
 def ladder(steps: Sequence[Mapping[str, Any]]) -> Axes:
@@ -112,7 +122,7 @@ def ladder(steps: Sequence[Mapping[str, Any]]) -> Axes:
 
     """
     axes = figure(
-        "How right is each way to answer, and what does each step gain?",
+        "How right is each way to answer?",
         figsize=(7.6, 1.0 + 0.42 * len(steps)),
     )
     named = {step["name"]: SimpleNamespace(**step) for step in steps}
@@ -120,6 +130,8 @@ def ladder(steps: Sequence[Mapping[str, Any]]) -> Axes:
     for row, (before, step) in enumerate(itertools.pairwise(steps), start=1):
         gain = paired_difference(before["right"], step["right"]).difference
         axes.annotate(gain.points(), (118, row), va="center", fontsize=9)
+    axes.annotate("gain over the bar above", (118, 0), va="center", fontsize=9)
     axes.set_xlim(0, 185)
+    axes.spines["bottom"].set_bounds(0, 100)
     axes.set_xticks(range(0, 101, 20))
     return axes

@@ -160,8 +160,10 @@ class SandboxPool:
         """
         from tqdm import tqdm  # the worker has no such thing
 
-        if not self._close.alive or os.getpid() != self._pid:
-            raise RuntimeError("this pool is closed, or was made before a fork")
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                "this pool was made before a fork, make one in the child"
+            )
         jobs = list(jobs)
         results: list[Result | None] = [None] * len(jobs)
         todo: deque[int] = deque()
@@ -193,6 +195,8 @@ class SandboxPool:
         def work() -> None:
             pace = BATCH_SECONDS / 4  # seconds a query
             while todo and not stop.is_set():
+                if not self._close.alive:
+                    raise RuntimeError("this pool is closed")
                 worker, batch, room = self._idle.get(), deque(), BATCH_BYTES
                 try:
                     # Small batches near the end: nobody idles beside another's backlog.
@@ -201,11 +205,13 @@ class SandboxPool:
                         while not batch or (len(batch) < share and room > 0):
                             batch.append(todo.popleft())
                             room -= len(jobs[batch[-1]][1])
+                    if not batch:
+                        continue
                     begun, size = time.monotonic(), len(batch)
                     for result in worker.ask([jobs[i] for i in batch]):
                         results[batch.popleft()] = result
                         tick(1)
-                    pace = (time.monotonic() - begun) / max(size, 1)
+                    pace = max(time.monotonic() - begun, 1e-6) / size
                 except _Failed as death:
                     # Answers come in order, so it was at the first that is missing. If
                     # not late, it may have been killed from outside: a second try.
@@ -247,7 +253,7 @@ class _Worker:
             if self.process is None or self.process.poll() is not None:
                 self._start()
             yield from self._exchange(jobs)
-        except (OSError, EOFError) as e:
+        except (OSError, EOFError, ValueError) as e:  # the last if closed meanwhile
             status = self.bury()
             if isinstance(e, TimeoutError):
                 told = f"killed after {self.patience:g} seconds"

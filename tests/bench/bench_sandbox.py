@@ -1,10 +1,10 @@
 """Queries per second: the pool on two workers, a process per query, bare sqlite3.
 
-python tests/bench/bench_sandbox.py prints a Markdown table and a line of JSON. The three
-run in turns, and the medians are compared, so that other load hits all of them alike.
-The process per query is the leanest with the same walls (a bare Python without site, the
-caps, an authorizer, a deadline) and runs two at a time. Bare is one thread and one
-connection without any wall.
+python tests/bench/bench_sandbox.py prints a Markdown table and a line of JSON. All run
+in turns and the medians are compared, so that other load hits them alike. A process per
+query comes in two kinds: `lean`, a Python without site that builds the same walls, two
+at a time on the two cores; `plain` is python -c without walls, one after another. And
+`bare` is one thread, one connection and no wall.
 """
 
 import json
@@ -22,8 +22,14 @@ sys.path.insert(0, str(ROOT))
 from utils.sandbox import SandboxPool  # noqa: E402
 
 LIVE = ROOT / "data" / "warehouse.sqlite"
-ROUNDS, PROCESSES = 7, 40
-ONE_QUERY = """
+URI = f"{LIVE.as_uri()}?mode=ro&immutable=1"
+ROUNDS, PROCESSES = 7, 30
+PLAIN = """
+import json, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], uri=True)
+print(json.dumps(db.execute(sys.argv[2]).fetchall()))
+"""
+LEAN = """
 import json, resource, sqlite3, sys, time
 db = sqlite3.connect(sys.argv[1], uri=True)
 allowed = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION}
@@ -36,68 +42,65 @@ print(json.dumps(db.execute(sys.argv[2]).fetchmany(5_000)))
 """
 
 
-def process_per_query(queries: list[str]) -> list:
-    command = [sys.executable, "-I", "-S", "-c", ONE_QUERY]
-    uri = f"{LIVE.as_uri()}?mode=ro&immutable=1"
-
+def processes(code: str, flags: list[str], at_a_time: int, queries: list[str]) -> list:
     def ask(sql: str) -> list:
-        done = subprocess.run([*command, uri, sql], env={}, stdout=-1, check=True)
-        return json.loads(done.stdout)
+        command = [sys.executable, *flags, "-c", code, URI, sql]
+        done = subprocess.run(command, env={}, stdout=subprocess.PIPE, check=True)
+        return [tuple(row) for row in json.loads(done.stdout)]
 
-    with ThreadPoolExecutor(2) as threads:
+    with ThreadPoolExecutor(at_a_time) as threads:
         return list(threads.map(ask, queries))
 
 
-def main() -> None:
-    cases = (ROOT / "data" / "eval.jsonl").read_text().splitlines()
-    look_up = "SELECT customer, region FROM customers WHERE customer_id = {}"
-    workloads = {
-        "250 eval queries": [json.loads(case)["sql"] for case in cases],
-        "tiny: a customer by key": [look_up.format(1 + i % 420) for i in range(10_000)],
-    }
-    bare = sqlite3.connect(f"{LIVE.as_uri()}?mode=ro&immutable=1", uri=True)
-    figures = {}
-    with SandboxPool({"live": LIVE}, workers=2) as pool:
-        runs = {
-            "pool": lambda queries: [
-                r.rows for r in pool.map([("live", sql) for sql in queries])
-            ],
-            "process": process_per_query,
-            "bare": lambda queries: [bare.execute(sql).fetchall() for sql in queries],
-        }
-        for name, queries in workloads.items():
-            assert runs["pool"](queries) == runs["bare"](queries)  # and warms both
-            rates = {run: [] for run in runs}
-            for _ in range(ROUNDS):
-                for run, call in runs.items():
-                    some = queries[:PROCESSES] if run == "process" else queries
-                    begun = time.perf_counter()
-                    call(some)
-                    rates[run].append(len(some) / (time.perf_counter() - begun))
-            figures[name] = {
-                run: statistics.median(rate) for run, rate in rates.items()
-            }
-        peaks = [_peak_mib(worker.process.pid) for worker in pool._alive]
-    print(
-        "| queries a second | pool, 2 workers | process per query | bare | pool : process | pool : bare |"
-    )
-    print("| --- | --- | --- | --- | --- | --- |")
-    for name, rate in figures.items():
-        rate["pool_to_process"] = rate["pool"] / rate["process"]
-        rate["pool_to_bare"] = rate["pool"] / rate["bare"]
-        print(
-            f"| {name} | {rate['pool']:,.0f} | {rate['process']:,.0f} | {rate['bare']:,.0f} | "
-            f"{rate['pool_to_process']:,.0f} | {rate['pool_to_bare']:.2f} |"
-        )
-    print(json.dumps({**figures, "peak_rss_mib": peaks}))
-
-
-def _peak_mib(pid: int) -> float | None:
+def peak_mib(pid: int) -> float | None:
     status = Path(f"/proc/{pid}/status")  # Linux only
     if not status.exists():
         return None
     peak = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
     return round(int(peak.split()[1]) / 1024, 1)
+
+
+def main() -> None:
+    cases = (ROOT / "data" / "eval.jsonl").read_text().splitlines()
+    small = "SELECT region, COUNT(*) FROM customers WHERE customer_id > {} GROUP BY 1"
+    tiny = "SELECT customer, region FROM customers WHERE customer_id = {}"
+    workloads = {
+        "250 eval queries": [json.loads(case)["sql"] for case in cases],
+        "small: a count of customers": [small.format(i % 420) for i in range(2_000)],
+        "tiny: a customer by key": [tiny.format(1 + i % 420) for i in range(10_000)],
+    }
+    figures = {}
+    bare = sqlite3.connect(URI, uri=True)
+    with SandboxPool({"live": LIVE}, workers=2) as pool:
+        ways = {
+            "pool": lambda qs: [r.rows for r in pool.map([("live", q) for q in qs])],
+            "lean": lambda qs: processes(LEAN, ["-I", "-S"], 2, qs[:PROCESSES]),
+            "plain": lambda qs: processes(PLAIN, [], 1, qs[:PROCESSES]),
+            "bare": lambda qs: [bare.execute(q).fetchall() for q in qs],
+        }
+        for name, queries in workloads.items():
+            expected = ways["bare"](queries)
+            rates = {way: [] for way in ways}
+            for _ in range(ROUNDS):
+                for way, answer in ways.items():
+                    begun = time.perf_counter()
+                    rows = answer(queries)
+                    rates[way].append(len(rows) / (time.perf_counter() - begun))
+                    assert rows == expected[: len(rows)]
+            figures[name] = {w: round(statistics.median(r)) for w, r in rates.items()}
+        peaks = [peak_mib(worker.process.pid) for worker in pool._workers]
+    print(
+        "| queries a second |", " | ".join(ways), "| pool : lean | : plain | : bare |"
+    )
+    print("| --- |" + " --- |" * 7)
+    for name, rate in figures.items():
+        ratios = {way: rate["pool"] / rate[way] for way in ("lean", "plain", "bare")}
+        cells = [f"{x:,}" for x in rate.values()] + [
+            f"{x:,.2f}" for x in ratios.values()
+        ]
+        print(f"| {name} |", " | ".join(cells), "|")
+        rate["pool_over"] = {way: round(ratio, 2) for way, ratio in ratios.items()}
+    print(json.dumps({**figures, "peak_mib_of_workers": peaks}))
 
 
 if __name__ == "__main__":
