@@ -30,7 +30,6 @@ MODES = {
     "full": "everything is computed here, on the CPU",
     "modal": "the heavy cells run on Modal",
 }
-_TABLE = ("<!-- notebooks: written by make figure -->", "<!-- end -->")
 _UNIX = os.name == "posix"
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -273,16 +272,22 @@ def _clean(output: "NotebookNode", number: int) -> "NotebookNode":
 
 
 def front() -> None:
-    """Redraw the README's ladder and its table of notebooks from data/runs."""
+    """Redraw the README's ladder and fill in its tables, all from data/runs."""
     from utils import plots
 
     saved = {p.stem: json.loads(p.read_text()) for p in sorted(SHIPPED.glob("*.json"))}
     steps = [bar for run in saved.values() for bar in run["results"].get("ladder", ())]
     plots.ladder(steps).figure.savefig(SHIPPED / "ladder.png")
+    tables = {"notebooks": table(saved)}
+    for name, run in saved.items():
+        if name.startswith("bench_"):
+            tables[name] = run["results"]["table"]
     readme = ROOT / "README.md"
-    before, _, after = readme.read_text(encoding="utf-8").partition(_TABLE[0])
-    after = after.partition(_TABLE[1])[2]
-    text = f"{before}{_TABLE[0]}\n{table(saved)}\n{_TABLE[1]}{after}"
+    text = readme.read_text(encoding="utf-8")
+    for name, rows in tables.items():
+        # What stands between the two comments is replaced.
+        frame = rf"(<!-- {name}: .*? -->\n).*?(<!-- end -->)"
+        text = re.sub(frame, rf"\g<1>{rows}\n\g<2>", text, flags=re.DOTALL)
     readme.write_text(text, encoding="utf-8")
 
 

@@ -1,10 +1,10 @@
 """Queries per second: the pool on two workers, a process per query, bare sqlite3.
 
-python tests/bench/bench_sandbox.py prints a Markdown table and a line of JSON. All run
-in turns and the medians are compared, so that other load hits them alike. A process per
-query comes in two kinds: `lean`, a Python without site that builds the same walls, two
-at a time on the two cores; `plain` is python -c without walls, one after another. And
-`bare` is one thread, one connection and no wall.
+`make bench` prints a Markdown table and saves it with its run card. All run in turns
+and the medians are compared, so that other load hits them alike. A process per query
+comes in two kinds: `lean`, a Python without site that builds the same walls, two at a
+time on the two cores; `plain` is python -c without walls, one after another. And `bare`
+is one thread, one connection and no wall.
 """
 
 import json
@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from utils.course import run_card  # noqa: E402
 from utils.sandbox import SandboxPool  # noqa: E402
 
 LIVE = ROOT / "data" / "warehouse.sqlite"
@@ -61,6 +62,7 @@ def peak_mib(pid: int) -> float | None:
 
 
 def main() -> None:
+    started = time.perf_counter()
     cases = (ROOT / "data" / "eval.jsonl").read_text().splitlines()
     small = "SELECT region, COUNT(*) FROM customers WHERE customer_id > {} GROUP BY 1"
     tiny = "SELECT customer, region FROM customers WHERE customer_id = {}"
@@ -89,18 +91,24 @@ def main() -> None:
                     assert rows == expected[: len(rows)]
             figures[name] = {w: round(statistics.median(r)) for w, r in rates.items()}
         peaks = [peak_mib(worker.process.pid) for worker in pool._workers]
-    print(
-        "| queries a second |", " | ".join(ways), "| pool : lean | : plain | : bare |"
-    )
-    print("| --- |" + " --- |" * 7)
+    lines = [
+        f"| queries a second | {' | '.join(ways)} | pool : lean | : plain | : bare |",
+        "| --- |" + " --- |" * 7,
+    ]
     for name, rate in figures.items():
         ratios = {way: rate["pool"] / rate[way] for way in ("lean", "plain", "bare")}
-        cells = [f"{x:,}" for x in rate.values()] + [
-            f"{x:,.2f}" for x in ratios.values()
-        ]
-        print(f"| {name} |", " | ".join(cells), "|")
+        cells = [f"{x:,}" for x in rate.values()]
+        cells += [f"{x:,.3g}" for x in ratios.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
         rate["pool_over"] = {way: round(ratio, 2) for way, ratio in ratios.items()}
-    print(json.dumps({**figures, "peak_mib_of_workers": peaks}))
+    seconds = round(time.perf_counter() - started, 1)
+    card = run_card("make bench", seconds, rounds=ROUNDS)
+    results = {**figures, "peak_mib_of_workers": peaks, "table": "\n".join(lines)}
+    text = json.dumps({"card": card, "results": results}, indent=1)
+    (ROOT / "runs").mkdir(exist_ok=True)
+    (ROOT / "runs" / "bench_sandbox.json").write_text(text + "\n")
+    print(*lines, f"Workers' peak memory, MiB: {peaks}.", sep="\n")
+    print("Saved runs/bench_sandbox.json; copy it to data/runs to ship it.")
 
 
 if __name__ == "__main__":
