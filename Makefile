@@ -55,7 +55,7 @@ lock: $(VENV)/.ready
 
 .venv-latest/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-latest
-	.venv-latest/bin/python -m pip install --quiet --upgrade -e .
+	.venv-latest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e .
 	@touch $@
 
 clean:

@@ -34,3 +34,23 @@ SOLUTIONS = {
         min(1, max((len(p) - i) * p[i] for i in range(k + 1))) for k in range(len(p))
     ],
 }
+
+# Answers that are almost right: the checks must tell them apart.
+NEAR_MISSES = {
+    "00.1": 33,
+    "00.2": 121,
+    "00.3": "not yet",
+    "01.1": 1309,
+    "01.2": lambda text: re.sub(r"#\w*", "[order]", text),
+    "01.3": {
+        "trace_id": "0" * 32,
+        "time": "2026-07-01T09:00:00",
+        "spans": [],
+    },
+    "02.1": 105,
+    "02.2": 55.0,
+    "02.3": "SELECT 67",
+    "03.1": 10,
+    "03.2": 2800,
+    "03.3": lambda p: [min(1, (len(p) - k) * p[k]) for k in range(len(p))],
+}

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import completion
 
-from utils import tidewater, traces
+from utils import collect, tidewater, traces
 from utils.assistant import (
     OUTCOMES,
     ApiModel,
@@ -13,6 +13,7 @@ from utils.assistant import (
     ModelError,
     RecordedModel,
     Reply,
+    live_model,
 )
 
 SQL = "Counting.\n```sql\nSELECT COUNT(*) FROM tickets;\n```"
@@ -120,6 +121,30 @@ def test_no_key_no_model_no_server(tool):
     assert name in ("unreachable", "bad_response") and message
 
 
+def test_live_model_needs_both_a_key_and_a_model(monkeypatch):
+    assert live_model() is None
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    assert live_model() is None  # a developer's key alone must not be billed
+    monkeypatch.setenv("MODEL", "m")
+    assert live_model().name == "m"
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert live_model() is None  # MODEL alone may be meant for something else
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    with pytest.raises(ValueError, match="OPENAI_API_KEY is not"):
+        live_model()
+
+
+def test_a_model_can_pose_as_an_openai_client(tmp_path):
+    client = collect.as_client(lambda messages: Reply(f"to {messages[-1]}", 5, 2))
+    client = collect.record(client, tmp_path / "log.jsonl", user_id="u")
+    asked = [{"role": "user", "content": "hi"}]
+    response = client.chat.completions.create(model="m", messages=asked)
+    assert response.choices[0].message.content == f"to {asked[-1]}"
+    (trace,), bad = traces.read(tmp_path / "log.jsonl")
+    assert (trace.question, trace.tokens, trace.user_id) == ("hi", (5, 2), "u")
+    assert not bad
+
+
 def test_the_sdk_retries_after_a_429(chat_server, tool):
     chat_server.script = [429, SQL]
     trace = Assistant(api(chat_server, max_retries=1), "p", tool).ask("q")
@@ -155,6 +180,50 @@ def test_a_breaking_model_or_tool_loses_nothing(tool):
     trace = Assistant(model, "p", Bad(tool.pool), repairs=0).ask("q")
     assert trace.outcome == "tool_error"
     assert "disk gone" in trace.result["error"]
+
+
+@pytest.mark.parametrize("answer", [None, "text", Reply(None), Reply("x", 1), 3])
+def test_a_model_that_returns_nonsense_is_a_named_outcome(tool, answer, tmp_path):
+    assistant = Assistant(lambda m: answer, "p", tool, log=tmp_path / "log.jsonl")
+    outcome = assistant.ask("q").outcome
+    assert outcome == ("no_query" if answer == Reply("x", 1) else "model_error")
+
+
+def test_a_tool_that_breaks_or_returns_nonsense_loses_nothing(tool, tmp_path):
+    class Odd(tidewater.SqlTool):
+        extracted, ran = {"sql": "SELECT 1"}, {"error": None}
+
+        def extract(self, reply):
+            if isinstance(self.extracted, Exception):
+                raise self.extracted
+            return self.extracted
+
+        def run(self, arguments):
+            return self.ran
+
+    def outcome(**how):
+        odd = type("Odd", (Odd,), how)(tool.pool)
+        log = tmp_path / "log.jsonl"
+        trace = Assistant(lambda m: Reply("x"), "p", odd, log=log).ask("q")
+        assert traces.read(log)[0][-1].to_dict() == trace.to_dict()
+        return trace.outcome
+
+    assert outcome() == "answered"
+    assert outcome(extracted=ValueError("no JSON")) == "bad_call"
+    assert outcome(extracted=["a list"]) == "bad_call"
+    assert outcome(ran=None) == "tool_error"
+    assert outcome(ran={"error": None, "rows": [[float("inf")]]}) == "tool_error"
+    assert outcome(ran={"error": None, "rows": [[b"blob"]]}) == "answered"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [("x'ff'", "ff"), ("9e999", "inf"), ("NULL", None)]
+)
+def test_what_json_lacks_reaches_the_log_as_text(tool, tmp_path, value, shown):
+    model = RecordedModel({"q": Reply(f"```sql\nSELECT {value}\n```")}, "p")
+    trace = Assistant(model, "p", tool, log=tmp_path / "log.jsonl").ask("q")
+    assert trace.result == {"rows": [[shown]], "error": None}
+    assert json.loads((tmp_path / "log.jsonl").read_text()) == trace.to_dict()
 
 
 @pytest.mark.parametrize("question", ["", "  ", None, 3])

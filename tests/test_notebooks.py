@@ -8,8 +8,8 @@ import sys
 
 import nbformat
 import pytest
-from conftest import ChatServer  # noqa: F401 - the fixture's type
-from solutions import SOLUTIONS
+from solutions import NEAR_MISSES, SOLUTIONS
+from test_links import shipped_files
 
 from utils import course
 from utils.course import ROOT
@@ -148,6 +148,7 @@ def test_the_stated_minutes_were_enough(path):
     card = json.loads((course.SHIPPED / f"{path.stem}.json").read_text())["card"]
     assert card["seconds"] < 60 * int(stated)
     assert "--mode full" in card["command"]
+    assert card["sources"] == load(path).metadata["course"]["sources"]
 
 
 # --- execution -----------------------------------------------------------------------
@@ -164,17 +165,10 @@ def executed(tmp_path_factory):
 
 def clone(folder):
     """Copy what git would: tracked and new files, not the ignored ones."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-        timeout=60,
-    )
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes((ROOT / name).read_bytes())
+    for path in shipped_files():
+        copy = folder / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
     return folder
 
 
@@ -214,6 +208,18 @@ def test_00_reaches_a_verdict_for_each_price_tier(executed):
     assert verdicts <= {"go", "no-go", "not yet"}
 
 
+def test_every_verdict_can_be_reached():
+    cells = code_of(load(PATHS[0]))
+    scope = {}
+    exec(next(c.source for c in cells if "def decide" in c.source), scope)
+    off = dict.fromkeys(("cost", "latency", "quality"), False)
+    decide = scope["decide"]
+    assert decide(off, True) == "no-go: stay on the API"
+    assert decide(off | {"cost": True, "latency": None}, True) == "go: cost"
+    assert decide(off | {"latency": None}, True) == "not yet: measure latency"
+    assert decide(off | {"cost": True}, False) == "not yet: collect and review first"
+
+
 def test_01_cleans_and_redacts(executed):
     found = results(executed, "01_collect_logs")
     steps = found["steps"]
@@ -242,6 +248,7 @@ def test_02_measures_the_launch_prompt_exactly(executed):
     assert low < value < high and low < found["corrected"]["truth"][0] < high
     assert "plain, corrected" not in found["corrected"]
     assert found["leaks"] == {"logs": 0, "practice set": 0}
+    assert found["same_sql"] == 0 and 1 <= found["same_rows"] <= 10
     assert sum(found["taxonomy"].values()) == 120
     (bar,) = found["ladder"]
     assert bar["low"] == pytest.approx(0.307, abs=0.001)
@@ -260,6 +267,15 @@ def test_03_finds_the_ceiling(executed):
         assert tier["rules"][0] < tier["launch"][0]
         assert all(low <= value <= high for value, low, high in tier.values())
     assert found["quality_still_rises"] is True
+    # 108 tokens out become 69 of 544 + 108, at five times the price of those in.
+    plain = 5 * (108 - 69) / (544 + 5 * 108)
+    assert found["caveman_saves"]["no cache"] == pytest.approx(plain, abs=0.01)
+    assert found["caveman_saves"]["cached"] > 1.5 * plain
+    for tier, dollars in found["cached_per_thousand_right"].items():
+        assert dollars["rules"] == found["per_thousand_right"][tier]["rules"][0]
+        assert (
+            dollars["fewshot"] < 0.5 * found["per_thousand_right"][tier]["fewshot"][0]
+        )
     assert found["live"] == {}
 
 
@@ -293,6 +309,18 @@ def test_with_a_key_the_same_notebooks_ask_the_readers_server(tmp_path, chat_ser
     assert {r["model"] for r in chat_server.requests} == {"the-readers-model"}
 
 
+@pytest.mark.timeout(600)
+def test_an_unreachable_server_is_told_and_stops_nothing(tmp_path):
+    gone = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
+    gone |= {"OPENAI_API_KEY": "k", "MODEL": "m"}
+    tree = clone(tmp_path)
+    done = run(tree, "--only", "01", **gone)
+    assert done.returncode == 0, done.stdout[-3000:]
+    executed = (tree / "runs/quick/01_collect_logs.ipynb").read_text()
+    assert "Outcome: unreachable" in executed
+    assert results(tree, "01_collect_logs")["asked_live"] is False
+
+
 # --- exercises -----------------------------------------------------------------------
 
 
@@ -307,7 +335,8 @@ def test_the_solution_is_right_and_no_other_answer(name):
     assert verdict, repr(verdict)
     for empty in (..., None, "", [], {}):
         assert not check(name, empty)
-    for wrong in (-1, "SELECT 1", "go", {"spans": []}, lambda x: x):
+    absurd = (-1, "SELECT 1", "go", {"spans": []}, lambda x: x)
+    for wrong in (NEAR_MISSES[name], *absurd):
         verdict = check(name, wrong)
         assert not verdict
         assert name in repr(verdict) and len(repr(verdict)) > 30

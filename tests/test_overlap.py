@@ -187,3 +187,15 @@ def test_no_eval_sql_in_the_traces():
     assert len(tests) == 250
     assert len(seen) > 500
     assert not tests & seen
+
+
+def test_swapped_numbers_and_months_make_another_question():
+    texts = [
+        "growth in sales from May 2025 to June 2026",
+        "growth in sales from June 2025 to May 2026",
+        "more than 2 orders in 3 months",
+        "more than 3 orders in 2 months",
+        "orders, Q4 over Q3",
+        "orders, Q3 over Q4",
+    ]
+    assert near_duplicates(texts, 50) == []

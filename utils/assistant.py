@@ -6,6 +6,7 @@ Whatever goes wrong becomes a named outcome in the trace, never a lost question.
 """
 
 import hashlib
+import json
 import os
 import secrets
 import time
@@ -19,6 +20,12 @@ from utils import traces
 from utils.traces import Trace
 
 Messages = list[dict[str, str]]
+
+# Outcomes that say nothing about the model's quality: no reply came at all.
+NO_REPLY = frozenset(
+    "missing_key missing_model unauthorized rate_limit timeout unreachable overloaded "  # noqa: SIM905
+    "bad_request bad_response not_recorded".split()
+)
 
 OUTCOMES = {
     "answered": "the model's tool call ran",
@@ -36,6 +43,7 @@ OUTCOMES = {
     "bad_request": "the server rejected the request (4xx): often a wrong model name",
     "bad_response": "the server's answer is no chat completion",
     "model_error": "the model callable raised something else",
+    "bad_call": "the reply's tool call cannot be read",
     "not_recorded": "a recorded model was asked something it has no reply to",
 }
 
@@ -110,13 +118,12 @@ class Assistant:
             {"role": "user", "content": question},
         ]
         trace = traces.new_trace([], session_id=self.session_id, user_id=self.user_id)
-        for turn in range(self.repairs + 1):
-            text = self._call_model(trace, messages)
-            arguments = self.tool.extract(text) if text else None
+        for _ in range(self.repairs + 1):
+            text, arguments = self._call_model(trace, messages)
             if arguments is None:
                 break
             error = self._call_tool(trace, arguments)
-            if error is None or turn == self.repairs:
+            if error is None:
                 break
             # A new list: the span of the turn before keeps the messages that it saw.
             messages = [
@@ -152,8 +159,10 @@ class Assistant:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _call_model(self, trace: Trace, messages: Messages) -> str:
-        """Add the model's span to the trace; return its text, '' if there is none."""
+    def _call_model(
+        self, trace: Trace, messages: Messages
+    ) -> tuple[str, dict[str, Any] | None]:
+        """Add the model's span to the trace; return its text and its tool call."""
         version = self.prompt_version or _fingerprint(self.prompt)
         attributes: dict[str, Any] = {
             "gen_ai.operation.name": "chat",
@@ -162,15 +171,18 @@ class Assistant:
             "gen_ai.input.messages": messages[1:],
             "gen_ai.output.messages": [],
         }
-        started, reply = time.perf_counter(), Reply("")
+        started, reply, arguments = time.perf_counter(), Reply(""), None
         try:
-            reply = self.model(messages)
+            answer = self.model(messages)
+            if not isinstance(answer, Reply) or not isinstance(answer.text, str):
+                raise TypeError(f"a model returns a Reply with text, not {answer!r}")
+            reply, failure = answer, None
         except ModelError as error:
             failure = (error.outcome, str(error))
         except Exception as error:
             failure = ("model_error", f"{type(error).__name__}: {error}")
-        else:
-            failure = self._judge(reply)
+        if not failure:
+            arguments, failure = self._read_call(reply)
         if failure:
             attributes["error.type"], attributes["error.message"] = failure
         if reply.text.strip():
@@ -189,20 +201,33 @@ class Assistant:
         seconds = time.perf_counter() - started if failure else reply.seconds
         name = f"chat {attributes['gen_ai.request.model']}"
         trace.spans.append(traces.span("llm", name, attributes, seconds))
-        return reply.text if not failure else ""
+        return reply.text, arguments
 
-    def _judge(self, reply: Reply) -> tuple[str, str] | None:
+    def _read_call(
+        self, reply: Reply
+    ) -> tuple[dict[str, Any] | None, tuple[str, str] | None]:
+        """Return the call's arguments, or the outcome and message of what is wrong."""
         if not reply.text.strip():
-            return "empty_reply", f"no text; finish reason {reply.finish_reason!r}"
-        if reply.finish_reason == "length" and self.tool.extract(reply.text) is None:
-            return "truncated", "the reply hit the token limit; raise max_tokens"
-        return None
+            reason = f"no text; finish reason {reply.finish_reason!r}"
+            return None, ("empty_reply", reason)
+        try:
+            arguments = self.tool.extract(reply.text)
+            if not isinstance(arguments, dict | None):
+                raise TypeError(f"a tool call is a dictionary, not {arguments!r}")
+        except Exception as error:
+            return None, ("bad_call", f"{type(error).__name__}: {error}")
+        if arguments is None and reply.finish_reason == "length":
+            reason = "the reply hit the token limit; raise max_tokens"
+            return None, ("truncated", reason)
+        return arguments, None
 
     def _call_tool(self, trace: Trace, arguments: dict[str, Any]) -> str | None:
         """Add the tool's span to the trace; return the error the model should see."""
         started = time.perf_counter()
         try:
-            result = self.tool.run(arguments)
+            # Through JSON now, so that a blob cannot spoil the log later.
+            ran = json.dumps(self.tool.run(arguments), default=repr, allow_nan=False)
+            result = dict(json.loads(ran))
         except Exception as error:
             # The product's own tool broke: the question and the call must survive it.
             result = {"error": f"{type(error).__name__}: {error}"}
@@ -315,16 +340,17 @@ def live_model() -> ApiModel | None:
     """Return the reader's own API if OPENAI_API_KEY and MODEL are set, else None.
 
     Raises:
-        ValueError: MODEL is set without a key; a replay would be a false answer.
+        ValueError: MODEL and OPENAI_BASE_URL are set without a key.
 
     """
-    key, name = os.environ.get("OPENAI_API_KEY"), os.environ.get("MODEL")
-    if name and not key:
+    names = ("OPENAI_API_KEY", "MODEL", "OPENAI_BASE_URL")
+    key, model, url = (os.environ.get(name) for name in names)
+    if model and url and not key:
         raise ValueError(
-            "MODEL is set and OPENAI_API_KEY is not. Set it (any text will do for a "
-            "local server without keys), or unset MODEL to replay the recording."
+            "MODEL and OPENAI_BASE_URL are set and OPENAI_API_KEY is not. Set it (any "
+            "text will do for a server without keys), or unset them to replay."
         )
-    return ApiModel() if key and name else None
+    return ApiModel() if key and model else None
 
 
 def _outcome(status: int) -> str:

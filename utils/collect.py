@@ -133,10 +133,13 @@ class _Proxy:
     """Another object, some of its attributes replaced."""
 
     def __init__(self, target: Any, **replaced: Any) -> None:
-        self.__dict__ |= replaced | {"_target": target}
+        self.__dict__.update(replaced, _target=target)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._target, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._target, name, value)
 
     def __enter__(self) -> "_Proxy":
         self._target.__enter__()

@@ -10,9 +10,9 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,7 +30,6 @@ MODES = {
     "full": "everything is computed here, on the CPU",
     "modal": "the heavy cells run on Modal",
 }
-_UNIX = os.name == "posix"
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -171,7 +170,16 @@ def _bare(source: str) -> str:
         kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         if isinstance(node, kinds) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
-    return ast.dump(tree)
+    return repr(_shape(tree))
+
+
+def _shape(node: Any) -> Any:
+    """Give a syntax tree as plain lists, the same in every version of Python."""
+    if isinstance(node, ast.AST):
+        fields = [(name, _shape(v)) for name, v in ast.iter_fields(node) if v]
+        constant = [repr(node.value)] if isinstance(node, ast.Constant) else []
+        return [type(node).__name__, *fields, *constant]
+    return [_shape(one) for one in node] if isinstance(node, list) else repr(node)
 
 
 def find_notebooks(only: str | None = None) -> list[Path]:
@@ -205,16 +213,18 @@ def execute(path: Path, mode: str, label: str = "") -> float:
     copy = ROOT / "runs" / mode / path.name
     copy.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    executed = papermill.execute_notebook(
-        str(path),
-        str(copy),
-        parameters={"MODE": mode},
-        cwd=str(NOTEBOOKS),
-        kernel_name="python3",
-        progress_bar={"desc": label or path.stem, "leave": True},
+    with tempfile.TemporaryDirectory() as sockets:
         # Files instead of TCP ports: no other user of the machine can listen in.
-        config=Config({"KernelManager": {"transport": "ipc"}}) if _UNIX else None,
-    )
+        private = {"transport": "ipc", "ip": f"{sockets}/k"}
+        executed = papermill.execute_notebook(
+            str(path),
+            str(copy),
+            parameters={"MODE": mode},
+            cwd=str(NOTEBOOKS),
+            kernel_name="python3",
+            progress_bar={"desc": label or path.stem, "leave": True},
+            config=Config({"KernelManager": private}) if os.name == "posix" else None,
+        )
     seconds = time.monotonic() - started
     page, _ = HTMLExporter().from_notebook_node(executed)
     page = re.sub(r'(href="[0-9]{2}_\w+)\.ipynb', r"\1.html", page)
@@ -245,12 +255,16 @@ def ship(path: Path, mode: str) -> None:
     nbformat.write(notebook, path)
     results = ROOT / "runs" / mode / f"{path.stem}.json"
     if results.exists():
+        saved = json.loads(results.read_text())
+        saved["card"]["sources"] = notebook.metadata["course"]["sources"]
         SHIPPED.mkdir(exist_ok=True)
-        shutil.copy(results, SHIPPED / results.name)
+        (SHIPPED / results.name).write_text(json.dumps(saved, indent=1) + "\n")
 
 
 def _is_progress(output: "NotebookNode") -> bool:
-    return output.get("name") == "stderr" and "\r" in output.text
+    # A line of tqdm's is '40%|####  | 2/5'; whatever else is on stderr is kept.
+    lines = re.split(r"[\r\n]+", output.text) if output.get("name") == "stderr" else []
+    return bool(lines) and all("%|" in line or not line.strip() for line in lines)
 
 
 def _clean(output: "NotebookNode", number: int) -> "NotebookNode":
@@ -286,8 +300,10 @@ def front() -> None:
     text = readme.read_text(encoding="utf-8")
     for name, rows in tables.items():
         # What stands between the two comments is replaced.
-        frame = rf"(<!-- {name}: .*? -->\n).*?(<!-- end -->)"
-        text = re.sub(frame, rf"\g<1>{rows}\n\g<2>", text, flags=re.DOTALL)
+        frame = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- end -->)", re.DOTALL)
+        before, after = frame.search(text).span()
+        start, end = frame.search(text).groups()
+        text = f"{text[:before]}{start}{rows}\n{end}{text[after:]}"
     readme.write_text(text, encoding="utf-8")
 
 
@@ -332,6 +348,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(notebooks: list[Path], mode: str, save: bool) -> int:
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     took = {}
@@ -345,6 +362,16 @@ def _run(notebooks: list[Path], mode: str, save: bool) -> int:
             print("\n".join(lines[-12:]))
             print(f"\nThe executed copy is runs/{mode}/{path.name}.", file=sys.stderr)
             return 1
+        except DeadKernelError:
+            print(f"\n{path.stem}: its Python died, often for want of memory.")
+            print(f"The cells before are in runs/{mode}/{path.name}.")
+            return 1
+        except OSError as error:
+            print(f"\n{path.stem}: cannot write the results: {error}")
+            return 1
+        except KeyboardInterrupt:
+            print(f"\nInterrupted in {path.stem}; what ran before is in runs/{mode}/.")
+            return 130
         if save:
             ship(path, mode)
     width = max(map(len, took))

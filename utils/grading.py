@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
+from scipy.sparse.csgraph import maximum_flow
 from scipy.spatial import KDTree
 
 from utils.sandbox import Result, SandboxPool
@@ -58,13 +58,21 @@ def _pair_off(got: list[tuple[float, ...]], want: list[tuple[float, ...]]) -> bo
     columns = zip(zip(*got, strict=True), zip(*want, strict=True), strict=True)
     if not all(_close(sorted(a), sorted(b)) for a, b in columns):
         return False
-    left, right = np.array(got), np.array(want)
+    # Equal tuples are one node with a count, or many repeats would make a dense graph.
+    left, supply = np.unique(np.array(got), axis=0, return_counts=True)
+    right, demand = np.unique(np.array(want), axis=0, return_counts=True)
     radius = max(ABS_TOL, REL_TOL * max(np.abs(left).max(), np.abs(right).max()))
     near = KDTree(right).query_ball_point(left, radius * (1 + 1e-9), p=math.inf)
-    pairs = [(i, j) for i, js in enumerate(near) for j in js if _close(got[i], want[j])]
-    edges = np.array(pairs, dtype=int).reshape(-1, 2).T
-    graph = csr_array((np.ones(len(pairs)), edges), shape=(len(got), len(want)))
-    return bool((maximum_bipartite_matching(graph) >= 0).all())
+    # They pair off if all of `got` can flow to `want`: source, left, right, sink.
+    sink = 1 + len(left) + len(right)
+    edges = [(0, 1 + i, n) for i, n in enumerate(supply)]
+    edges += [(1 + len(left) + j, sink, n) for j, n in enumerate(demand)]
+    for i, places in enumerate(near):
+        close = [j for j in places if _close(left[i], right[j])]
+        edges += [(1 + i, 1 + len(left) + j, supply[i]) for j in close]
+    start, end, capacity = np.array(edges, dtype=np.int32).T
+    graph = csr_array((capacity, (start, end)), shape=(sink + 1, sink + 1))
+    return maximum_flow(graph, 0, sink).flow_value == len(got)
 
 
 def rows_equal(got: Rows, want: Rows, ordered: bool) -> bool:

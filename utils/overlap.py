@@ -11,6 +11,7 @@ every threshold from 55 to 89. Repeats in quite other words are not found here: 
 the SQL, or the rows it gives.
 """
 
+import calendar
 import re
 import unicodedata
 from collections import Counter
@@ -27,6 +28,7 @@ _FILLER = set(
     plz see show tell thank thanks the there to us want was we were what whats
     will would you your""".split()  # noqa: SIM905
 )
+_MONTHS = {name[:3].casefold() for name in calendar.month_name[1:]}
 _BLOCK = 1024  # rows of the score table held at a time
 
 
@@ -105,10 +107,25 @@ def _near(
 
 def _agree(one: str, other: str) -> bool:
     """Say whether the words that only one of two texts has are fillers or slips."""
+    if _sequences(one) != _sequences(other):
+        return False
     left, right = Counter(one.split()), Counter(other.split())
     only_left = sorted(w for w in (left - right).elements() if w not in _FILLER)
     only_right = sorted(w for w in (right - left).elements() if w not in _FILLER)
     return len(only_left) == len(only_right) and all(map(_slip, only_left, only_right))
+
+
+def _sequences(text: str) -> dict[str, list[str]]:
+    """Give the numbers of each kind (bare, Q, FY) and the months in their order.
+
+    From May to June is not from June to May; but Q4 FY26 is FY26 Q4.
+    """
+    found: dict[str, list[str]] = {}
+    for word in text.split():
+        kind = "month" if word[:3] in _MONTHS else re.sub(r"\d", "", word)
+        if kind == "month" or kind != word:
+            found.setdefault(kind, []).append(word[:3] if kind == "month" else word)
+    return found
 
 
 def _slip(one: str, other: str) -> bool:

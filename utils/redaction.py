@@ -164,15 +164,17 @@ def redact_trace(
     2026 must not spoil a date. With a `key`, user and session become pseudonyms, so
     traces still group by person; `secrets.token_bytes()` makes a key to forget.
 
-    Raises ValueError where the first span has no question in text.
+    Raises ValueError where no span has a question in text.
     """
     try:
-        question = trace["spans"][0]["attributes"]["gen_ai.input.messages"][-1]
+        # A foreign log may begin with a tool's span: the question is in the first chat.
+        asked = (s["attributes"].get("gen_ai.input.messages") for s in trace["spans"])
+        question = next(messages for messages in asked if messages)[-1]
         found = find(question["content"])
-    except (KeyError, IndexError, TypeError) as error:
+    except (AttributeError, KeyError, IndexError, TypeError, StopIteration) as error:
         raise ValueError(
-            "redact_trace needs a text in trace['spans'][0]['attributes']"
-            "['gen_ai.input.messages'][-1]['content']"
+            "redact_trace needs a text in the 'content' of the last of the first "
+            "'gen_ai.input.messages' among trace['spans']"
         ) from error
     loose = {hit.text: hit.kind for hit in found}
     # A single name (`Dev`) or a number is a word like any other in SQL.

@@ -5,6 +5,7 @@ To put your own product into the course, write this module for it; nothing else 
 """
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -95,11 +96,19 @@ class SqlTool:
         result = self.pool.run(arguments["sql"], self.database)
         if result.error:
             return {"rows": None, "error": f"{result.error}: {result.message}"}
-        return {"rows": [list(row) for row in result.rows], "error": None}
+        rows = [[_plain(value) for value in row] for row in result.rows]
+        return {"rows": rows, "error": None}
 
     def repair(self, error: str) -> str:
         """Word the repair turn."""
         return f"The query failed. {error}\nSend a corrected query in a ```sql block."
+
+
+def _plain(value: Any) -> Any:
+    """Say as JSON what SQLite has and JSON lacks: blobs and infinity."""
+    if isinstance(value, bytes):
+        return value.hex()
+    return str(value) if value in (math.inf, -math.inf) else value
 
 
 def open_pool(**settings: Any) -> SandboxPool:
