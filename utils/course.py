@@ -250,7 +250,8 @@ def ship(path: Path, mode: str) -> None:
         cell.execution_count = number
         cell.metadata.pop("execution", None)
     notebook.metadata.pop("widgets", None)
-    notebook.metadata["language_info"] = executed.metadata.language_info
+    language = executed.metadata.get("language_info", {})
+    notebook.metadata["language_info"] = language  # or JupyterLab calls it changed
     notebook.metadata["course"] = {"mode": mode, "sources": fingerprint(notebook)}
     nbformat.write(notebook, path)
     results = ROOT / "runs" / mode / f"{path.stem}.json"

@@ -4,6 +4,7 @@ To put your own product into the course, write this module for it; nothing else 
 `utils` knows about coffee. What counts as right is in `utils.grading`.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -45,6 +46,17 @@ def load_cases(split: str = "eval", n: int | None = None) -> list[dict[str, Any]
     if split not in ("eval", "practice"):
         raise ValueError(f"no split {split!r}; there are 'eval' and 'practice'")
     return read_jsonl(f"{split}.jsonl")[:n]
+
+
+def frozen_eval() -> str:
+    """Return the eval's SHA-256. Raises ValueError if data/eval.jsonl has changed."""
+    found = hashlib.sha256((DATA / "eval.jsonl").read_bytes()).hexdigest()
+    if found != (DATA / "eval.sha256").read_text().split()[0]:
+        raise ValueError(
+            "data/eval.jsonl is not the eval that was frozen (data/eval.sha256). Restore "
+            "it; results on another eval cannot be compared with those before"
+        )
+    return found
 
 
 def load_logs() -> list[Trace]:
