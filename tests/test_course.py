@@ -205,3 +205,30 @@ def test_ci_runs_make_test():
     assert "make test" in (ROOT / ".ci/run").read_text()
     workflow = (ROOT / ".github/workflows/test.yml").read_text()
     assert ".ci/run" in workflow and "cron:" in workflow and "LATEST=1" in workflow
+
+
+def test_the_ladder_draws_each_gain_over_the_bar_above():
+    from utils import plots
+
+    low = {"name": "a", "value": 0.25, "low": 0.1, "high": 0.5, "n": 4}
+    high = {"name": "b", "value": 0.75, "low": 0.5, "high": 0.9, "n": 4}
+    low["right"], high["right"] = [True, False, False, False], [True, True, True, False]
+    axes = plots.ladder([low, high])
+    texts = [text.get_text() for text in axes.texts]
+    assert any(text.startswith("+50.0 points") for text in texts)
+    assert {"25.0", "75.0"} <= set(texts)
+    assert axes.get_title(loc="left").endswith("?")
+
+
+def test_a_changed_eval_is_refused(tmp_path, monkeypatch):
+    from utils import tidewater
+
+    assert len(tidewater.frozen_eval()) == 64
+    for name in ("eval.jsonl", "eval.sha256"):
+        (tmp_path / name).write_bytes((ROOT / "data" / name).read_bytes())
+    monkeypatch.setattr(tidewater, "DATA", tmp_path)
+    assert len(tidewater.frozen_eval()) == 64
+    with (tmp_path / "eval.jsonl").open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(ValueError, match="frozen"):
+        tidewater.frozen_eval()

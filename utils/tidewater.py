@@ -53,8 +53,8 @@ def frozen_eval() -> str:
     found = hashlib.sha256((DATA / "eval.jsonl").read_bytes()).hexdigest()
     if found != (DATA / "eval.sha256").read_text().split()[0]:
         raise ValueError(
-            "data/eval.jsonl is not the eval that was frozen (data/eval.sha256). Restore "
-            "it; results on another eval cannot be compared with those before"
+            "data/eval.jsonl is not the eval that was frozen (data/eval.sha256). "
+            "Restore it; results on another eval cannot be compared with earlier ones"
         )
     return found
 
