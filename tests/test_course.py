@@ -103,7 +103,7 @@ def test_shipping_keeps_outputs_and_strips_the_machine(tree):
     executed.cells[2].outputs = outputs
     (tree / "runs/full").mkdir(parents=True)
     nbformat.write(executed, tree / "runs/full/00_n.ipynb")
-    (tree / "runs/full/00_n.json").write_text('{"results": {}}')
+    (tree / "runs/full/00_n.json").write_text('{"card": {}, "results": {}}')
     course.ship(path, "full")
     shipped = nbformat.read(path, 4)
     first, second = shipped.cells[2].outputs
@@ -112,7 +112,8 @@ def test_shipping_keeps_outputs_and_strips_the_machine(tree):
     counts = [c.execution_count for c in shipped.cells if c.cell_type == "code"]
     assert counts == [1, 2, 3]
     assert shipped.metadata.course.sources == course.fingerprint(shipped)
-    assert (tree / "data/runs/00_n.json").exists()
+    card = json.loads((tree / "data/runs/00_n.json").read_text())["card"]
+    assert card["sources"] == shipped.metadata.course.sources
 
 
 def test_the_fingerprint_follows_code_and_not_comments(tree):

@@ -250,8 +250,8 @@ def ship(path: Path, mode: str) -> None:
         cell.execution_count = number
         cell.metadata.pop("execution", None)
     notebook.metadata.pop("widgets", None)
-    language = executed.metadata.get("language_info", {})
-    notebook.metadata["language_info"] = language  # or JupyterLab calls it changed
+    if "language_info" in executed.metadata:  # or JupyterLab calls the file changed
+        notebook.metadata["language_info"] = executed.metadata.language_info
     notebook.metadata["course"] = {"mode": mode, "sources": fingerprint(notebook)}
     nbformat.write(notebook, path)
     results = ROOT / "runs" / mode / f"{path.stem}.json"
@@ -373,8 +373,9 @@ def _run(notebooks: list[Path], mode: str, save: bool) -> int:
         except KeyboardInterrupt:
             print(f"\nInterrupted in {path.stem}; what ran before is in runs/{mode}/.")
             return 130
-        if save:
-            ship(path, mode)
+    # At the end: until then the run cards name a commit without changes.
+    for path in notebooks if save else ():
+        ship(path, mode)
     width = max(map(len, took))
     print("\n".join(f"{name:<{width}}  {took[name]:6.1f} s" for name in took))
     print(f"{'together':<{width}}  {sum(took.values()):6.1f} s, in runs/{mode}/")
