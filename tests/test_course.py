@@ -95,7 +95,7 @@ def test_shipping_keeps_outputs_and_strips_the_machine(tree):
     executed = nbformat.read(path, 4)
     outputs = [
         new_output("stream", name="stdout", text=f"\x1b[31mred\x1b[0m {tree}/data/x"),
-        new_output("stream", name="stderr", text="\rgrading 10%\rgrading 20%"),
+        new_output("stream", name="stderr", text="\rx:  40%|####  | 2/5\r      \r"),
         new_output(
             "display_data", data={"application/vnd.jupyter.widget-view+json": 1}
         ),
@@ -108,6 +108,8 @@ def test_shipping_keeps_outputs_and_strips_the_machine(tree):
     shipped = nbformat.read(path, 4)
     first, second = shipped.cells[2].outputs
     assert first.text == "red data/x"
+    merged = new_output("stream", name="stderr", text="\rx:  40%|## | 2/5\nWarning: y")
+    assert not course._is_progress(merged)
     assert second.data == {}
     counts = [c.execution_count for c in shipped.cells if c.cell_type == "code"]
     assert counts == [1, 2, 3]
