@@ -175,6 +175,8 @@ def _bare(source: str) -> str:
 
 def _shape(node: Any) -> Any:
     """Give a syntax tree as plain lists, the same in every version of Python."""
+    if isinstance(node, ast.JoinedStr):  # some versions end f-strings in an empty text
+        node.values = [v for v in node.values if getattr(v, "value", None) != ""]
     if isinstance(node, ast.AST):
         fields = [(name, _shape(v)) for name, v in ast.iter_fields(node) if v]
         constant = [repr(node.value)] if isinstance(node, ast.Constant) else []
@@ -313,16 +315,17 @@ def table(saved: dict[str, Any]) -> str:
     import nbformat
 
     rows = [
-        "| notebook | what you do | seconds | dollars |",
+        "| notebook | what you do | minutes | dollars |",
         "| --- | --- | --- | --- |",
     ]
     for path in find_notebooks():
         first = nbformat.read(path, as_version=4).cells[0].source
         title = re.search(r"^# (.+)$", first, re.M)[1]
         dollars = re.search(r"^\| Dollars \| (\d+)", first, re.M)[1]
-        seconds = saved[path.stem]["card"]["seconds"]
+        minutes = saved[path.stem]["card"]["seconds"] / 60
+        told = f"{minutes:.0f}" if minutes >= 1 else "under 1"
         link = f"[{path.stem}](notebooks/{path.name})"
-        rows.append(f"| {link} | {title} | {seconds:.0f} | {dollars} |")
+        rows.append(f"| {link} | {title} | {told} | {dollars} |")
     return "\n".join(rows)
 
 

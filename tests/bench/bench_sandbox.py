@@ -98,7 +98,7 @@ def main() -> None:
     for name, rate in figures.items():
         ratios = {way: rate["pool"] / rate[way] for way in ("lean", "plain", "bare")}
         cells = [f"{x:,}" for x in rate.values()]
-        cells += [f"{x:,.3g}" for x in ratios.values()]
+        cells += [f"{x:,.{0 if x >= 10 else 2}f}" for x in ratios.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
         rate["pool_over"] = {way: round(ratio, 2) for way, ratio in ratios.items()}
     seconds = round(time.perf_counter() - started, 1)
