@@ -1,0 +1,532 @@
+"""A stand-in for Modal's control plane: Modal's own client talks to it on 127.0.0.1.
+
+    with Standin() as modal_here:
+        with app.run():
+            function.remote(3)
+
+Real: the client, every message between it and the server, and Modal's container
+entrypoint, which a subprocess of this Python runs each input in. It gets an empty
+environment and the files that the image adds; so a function cannot lean on what lies
+around here.
+
+Imitated: apps, functions (remote, map, spawn, gather), retries, time limits,
+cancelling, exceptions, Volumes (a folder; its mount path becomes a link for as long as
+the stand-in runs, so mount it where you may write).
+
+Not imitated: GPUs, image builds (they are recorded; packages are those installed here),
+more than one container of a function at a time, the limit on its start, preemption,
+memory limits, blobs (payloads travel inline), logs, secrets, classes, generators,
+reading a Volume from outside, sandboxes, and any check of a token.
+"""
+
+# ruff: noqa: N802 - Modal names the RPCs
+
+import asyncio
+import collections
+import contextlib
+import itertools
+import os
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpclib
+import grpclib.const
+import grpclib.server
+import modal
+import modal.config
+from modal_proto import api_pb2 as pb
+
+SUCCESS = pb.GenericResult(status=pb.GenericResult.GENERIC_STATUS_SUCCESS)
+FAILED = {
+    pb.GenericResult.GENERIC_STATUS_FAILURE,
+    pb.GenericResult.GENERIC_STATUS_TIMEOUT,
+}
+LIMIT = 1 << 30  # bytes that travel inline
+
+
+@dataclass
+class Input:
+    """One argument of one call, on its way to a container and back."""
+
+    id: str
+    call_id: str
+    function_id: str
+    item: pb.FunctionPutInputsItem
+    attempt: int = 0
+    done: bool = False
+
+
+@dataclass
+class Call:
+    """What `spawn`, `remote` or `map` began."""
+
+    kind: int
+    inputs: list[Input] = field(default_factory=list)
+    outputs: list[pb.FunctionGetOutputsItem] = field(default_factory=list)
+
+
+class Standin:
+    """The server. `calls` counts RPCs; `unknown` and `errors` tell what went wrong.
+
+    `cancelled` holds the ids of cancelled calls, `stopped` why each app stopped,
+    `images` what was asked to be built.
+    """
+
+    def __init__(self):
+        self.calls = collections.Counter()
+        self.unknown, self.errors, self.cancelled, self.stopped = [], [], [], []
+        self.images, self.functions, self.containers = {}, {}, {}
+        self._ids = collections.defaultdict(lambda: itertools.count(1))
+        self._calls, self._inputs, self._inboxes, self._running = {}, {}, {}, {}
+        self._fates, self._tasks, self._links = {}, {}, []
+        self._volumes, self._mounts, self._blobs = {}, {}, {}
+
+    # Starting and stopping, from the test's thread
+
+    def __enter__(self):
+        self._temporary = tempfile.TemporaryDirectory(prefix="standin-")
+        self.folder = Path(self._temporary.name)
+        ready = threading.Event()
+        serving = self._serve(ready)
+        self._thread = threading.Thread(target=asyncio.run, args=(serving,))
+        self._thread.start()
+        ready.wait()
+        self.env = {
+            "MODAL_SERVER_URL": self.url,
+            "MODAL_TOKEN_ID": "ak-standin",
+            "MODAL_TOKEN_SECRET": "as-standin",
+            "MODAL_CONFIG_PATH": str(self.folder / "modal.toml"),
+            "MODAL_DISABLE_API_PROXY": "1",
+        }
+        self._before = {name: os.environ.get(name) for name in self.env}
+        self._profiles = modal.config._user_config
+        os.environ.update(self.env)
+        modal.client._Client._set_env_client(None)  # or another server is asked
+        modal.config._user_config = {}  # what was read of ~/.modal.toml at import
+        return self
+
+    def __exit__(self, *_):
+        modal.Client.from_env().close()  # or the next server would be asked here
+        for name, value in self._before.items():
+            os.environ.pop(name, None)
+            os.environ.update({name: value} if value is not None else {})
+        modal.config._user_config = self._profiles
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        for link in self._links:
+            link.unlink()
+        self._temporary.cleanup()
+
+    async def _serve(self, ready):
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._news = asyncio.Condition()
+        server = grpclib.server.Server([_Service(self)])
+        await server.start("127.0.0.1", 0)
+        port = server._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        ready.set()
+        await self._stop.wait()
+        for process in self.containers.values():
+            process.kill()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        server.close()
+        await server.wait_closed()
+
+    def volume(self, name):
+        """The folder that stands for a Volume."""
+        return self.folder / "volumes" / name
+
+    def log(self, function_id="fu-1"):
+        """What a function's containers printed."""
+        return (self.folder / function_id / "log").read_text()
+
+    def _new(self, kind):
+        return f"{kind}-{next(self._ids[kind])}"
+
+    async def _tell(self):
+        async with self._news:
+            self._news.notify_all()
+
+    # Apps, images, files, Volumes
+
+    async def ClientHello(self, _):
+        return pb.ClientHelloResponse()
+
+    async def EnvironmentGetOrCreate(self, _):
+        settings = pb.EnvironmentSettings(image_builder_version="2025.06")
+        return pb.EnvironmentGetOrCreateResponse(
+            environment_id="en-1",
+            metadata=pb.EnvironmentMetadata(name="main", settings=settings),
+        )
+
+    async def AppCreate(self, _):
+        return pb.AppCreateResponse(app_id=self._new("ap"), app_page_url=self.url)
+
+    async def AppPublish(self, _):
+        return pb.AppPublishResponse(url=self.url)
+
+    async def AppHeartbeat(self, _):
+        pass
+
+    async def AppClientDisconnect(self, request):
+        self.stopped.append(pb.AppDisconnectReason.Name(request.reason))
+        for function_id, process in list(self.containers.items()):
+            if self.functions[function_id][2] != request.app_id:
+                continue
+            while not self._inboxes[function_id].empty():
+                self._inboxes[function_id].get_nowait()
+            if self._running.get(function_id):
+                process.kill()
+            else:
+                end = pb.FunctionGetInputsItem(kill_switch=True)
+                self._inboxes[function_id].put_nowait(end)
+
+    async def ImageGetOrCreate(self, request):
+        image_id = self._new("im")
+        self.images[image_id] = request.image
+        built = pb.ImageMetadata(image_builder_version=request.builder_version)
+        return pb.ImageGetOrCreateResponse(
+            image_id=image_id, result=SUCCESS, metadata=built
+        )
+
+    async def MountBatchedCheckExistence(self, request):
+        missing = [h for h in request.sha256_hex_hashes if h not in self._blobs]
+        return pb.MountBatchedCheckExistenceResponse(missing_sha256_hex_hashes=missing)
+
+    async def MountPutFile(self, request):
+        if request.WhichOneof("data_oneof") == "data":
+            self._blobs[request.sha256_hex] = request.data
+        return pb.MountPutFileResponse(exists=request.sha256_hex in self._blobs)
+
+    async def MountGetOrCreate(self, request):
+        mount_id = self._new("mo")
+        self._mounts[mount_id] = list(request.files)
+        return pb.MountGetOrCreateResponse(mount_id=mount_id)
+
+    async def VolumeGetOrCreate(self, request):
+        name = request.deployment_name
+        volume_id = self._volumes.setdefault(name, self._new("vo"))
+        self.volume(name).mkdir(parents=True, exist_ok=True)
+        return pb.VolumeGetOrCreateResponse(
+            volume_id=volume_id,
+            version=request.version,
+            metadata=pb.VolumeMetadata(name=name, version=request.version),
+        )
+
+    async def VolumeCommit(self, _):
+        return pb.VolumeCommitResponse()
+
+    async def VolumeReload(self, _):
+        pass
+
+    # Functions and calls
+
+    async def FunctionPrecreate(self, request):
+        function_id = request.existing_function_id or self._new("fu")
+        handle = pb.FunctionHandleMetadata(
+            function_name=request.function_name,
+            function_type=request.function_type,
+            app_id=request.app_id,
+            definition_id=f"de-{function_id}",
+            function_schema=request.function_schema,
+            supported_input_formats=request.supported_input_formats,
+            supported_output_formats=request.supported_output_formats,
+            max_object_size_bytes=LIMIT,
+            max_async_object_size_bytes=LIMIT,
+        )
+        self.functions[function_id] = (None, handle, request.app_id)
+        return pb.FunctionPrecreateResponse(
+            function_id=function_id, handle_metadata=handle
+        )
+
+    async def FunctionCreate(self, request):
+        function_id = request.existing_function_id
+        ranked = pb.FunctionData.RankedFunction
+        data = request.function_data
+        if request.HasField("function"):
+            data = pb.FunctionData(ranked_functions=[ranked(function=request.function)])
+        definition = data.ranked_functions[0].function
+        data.timeout_secs = definition.timeout_secs
+        handle = self.functions[function_id][1]
+        self.functions[function_id] = (definition, handle, request.app_id)
+        return pb.FunctionCreateResponse(
+            function_id=function_id,
+            function=definition,
+            function_data=data,
+            handle_metadata=handle,
+        )
+
+    async def FunctionMap(self, request):
+        call_id = self._new("fc")
+        self._calls[call_id] = Call(request.function_call_invocation_type)
+        put = [
+            self._put(call_id, request.function_id, item)
+            for item in request.pipelined_inputs
+        ]
+        # Retries are the server's task here, also where the client could do them.
+        return pb.FunctionMapResponse(
+            function_call_id=call_id,
+            pipelined_inputs=put,
+            retry_policy=self.functions[request.function_id][0].retry_policy,
+            sync_client_retries_enabled=False,
+            max_inputs_outstanding=1000,
+        )
+
+    async def FunctionPutInputs(self, request):
+        put = [
+            self._put(request.function_call_id, request.function_id, item)
+            for item in request.inputs
+        ]
+        return pb.FunctionPutInputsResponse(inputs=put)
+
+    async def FunctionFinishInputs(self, _):
+        pass
+
+    def _put(self, call_id, function_id, item):
+        one = Input(f"in-{call_id}-{item.idx}", call_id, function_id, item)
+        self._inputs[one.id] = one
+        self._calls[call_id].inputs.append(one)
+        self._queue(one)
+        return pb.FunctionPutInputsResponseItem(idx=item.idx, input_id=one.id)
+
+    def _queue(self, one):
+        inbox = self._inboxes.setdefault(one.function_id, asyncio.Queue())
+        inbox.put_nowait(
+            pb.FunctionGetInputsItem(
+                input_id=one.id,
+                input=one.item.input,
+                function_call_id=one.call_id,
+                retry_count=one.attempt,
+                function_call_invocation_type=self._calls[one.call_id].kind,
+                function_map_idx=one.item.idx,
+            )
+        )
+        if one.function_id not in self._tasks:
+            container = self._container(one.function_id)
+            self._tasks[one.function_id] = asyncio.create_task(container)
+
+    async def FunctionGetOutputs(self, request):
+        call = self._calls[request.function_call_id]
+        start = int(request.last_entry_id.partition("-")[0] or 0)
+
+        def ready():
+            found = call.outputs[start:]
+            if request.HasField("start_idx"):
+                first, last = request.start_idx, request.end_idx
+                found = [one for one in found if first <= one.idx <= last]
+            return found
+
+        if request.timeout and not ready():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(request.timeout), self._news:
+                    await self._news.wait_for(ready)
+        # A map clears at its end what it has had already.
+        last = request.clear_on_success and not request.timeout
+        found = [] if last else ready()
+        return pb.FunctionGetOutputsResponse(
+            outputs=found,
+            idxs=[one.idx for one in found],
+            last_entry_id=f"{start + len(found)}-0",
+            num_unfinished_inputs=sum(not one.done for one in call.inputs),
+        )
+
+    async def FunctionCallCancel(self, request):
+        self.cancelled.append(request.function_call_id)
+        ended = pb.GenericResult(status=pb.GenericResult.GENERIC_STATUS_TERMINATED)
+        for one in self._calls[request.function_call_id].inputs:
+            if not one.done:
+                await self._finish(one, ended)
+                if self._running.get(one.function_id) is one:
+                    self.containers[one.function_id].kill()
+
+    async def _finish(self, one, result, data_format=0):
+        retries = self.functions[one.function_id][0].retry_policy.retries
+        if one.done:
+            return
+        if result.status in FAILED and one.attempt < retries:
+            one.attempt += 1
+            self._queue(one)
+            return
+        one.done = True
+        output = pb.FunctionGetOutputsItem(
+            result=result,
+            idx=one.item.idx,
+            input_id=one.id,
+            data_format=data_format,
+            retry_count=one.attempt,
+        )
+        self._calls[one.call_id].outputs.append(output)
+        await self._tell()
+
+    # The container and what it asks
+
+    async def _container(self, function_id):
+        """Run containers of a function, one after the other, while it has inputs."""
+        failure = pb.GenericResult.GENERIC_STATUS_FAILURE
+        try:
+            await self._run_container(function_id)
+        except Exception as error:
+            self._fates[function_id] = pb.GenericResult(
+                status=failure, exception=f"the stand-in's container: {error!r}"
+            )
+        code = getattr(self.containers.pop(function_id, None), "returncode", None)
+        del self._tasks[function_id]
+        one = self._running.pop(function_id, None)
+        fate = self._fates.pop(function_id, None) or pb.GenericResult(
+            status=failure, exception=f"the container ended with code {code}"
+        )
+        inbox = self._inboxes[function_id]
+        if one:
+            await self._finish(one, fate)
+        elif code != 0:  # it never came to run anything, nor would another
+            while not inbox.empty():
+                waiting = self._inputs[inbox.get_nowait().input_id]
+                waiting.attempt = LIMIT
+                await self._finish(waiting, fate)
+        left = not inbox.empty() and not self._stop.is_set()
+        if left and function_id not in self._tasks:
+            container = self._container(function_id)
+            self._tasks[function_id] = asyncio.create_task(container)
+
+    async def _run_container(self, function_id):
+        definition, _, app_id = self.functions[function_id]
+        handles = {name: handle for name, (_, handle, _) in self.functions.items()}
+        layout = pb.AppLayout(
+            objects=[
+                pb.Object(object_id=name, function_handle_metadata=handle)
+                for name, handle in handles.items()
+            ],
+            function_ids={one.function_name: name for name, one in handles.items()},
+        )
+        layout.objects.extend(
+            pb.Object(object_id=other.object_id)
+            for other in definition.object_dependencies
+            if other.object_id not in handles
+        )
+        arguments = pb.ContainerArguments(
+            task_id=f"ta-{function_id}",
+            function_id=function_id,
+            app_id=app_id,
+            function_def=definition,
+            environment_name="main",
+            app_layout=layout,
+        )
+        home = self.folder / function_id
+        (home / "root").mkdir(parents=True, exist_ok=True)
+        (home / "arguments").write_bytes(arguments.SerializeToString())
+        for mount_id in definition.mount_ids:
+            for file in self._mounts[mount_id]:
+                path = home / file.filename.lstrip("/")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(self._blobs[file.sha256_hex])
+        self._link(definition)
+        env = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(home / "root"),
+            "PYTHONPATH": str(home / "root"),
+            "PYTHONUNBUFFERED": "1",
+            "MODAL_SERVER_URL": self.url,
+            "MODAL_IS_REMOTE": "1",
+            "MODAL_TASK_ID": arguments.task_id,
+            "MODAL_CONTAINER_ARGUMENTS_PATH": str(home / "arguments"),
+            "MODAL_ENVIRONMENT": "main",
+        }
+        with (home / "log").open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "modal._container_entrypoint"),
+                **{"env": env, "cwd": home / "root", "stdout": log, "stderr": log},
+            )
+            self.containers[function_id] = process
+            await process.wait()
+
+    def _link(self, definition):
+        names = {volume_id: name for name, volume_id in self._volumes.items()}
+        for mount in definition.volume_mounts:
+            path = Path(mount.mount_path)
+            if path not in self._links:
+                path.symlink_to(self.volume(names[mount.volume_id]))
+                self._links.append(path)
+
+    async def ContainerHello(self, _):
+        pass
+
+    async def ContainerHeartbeat(self, _):
+        return pb.ContainerHeartbeatResponse()
+
+    async def FunctionGetInputs(self, request):
+        function_id = request.function_id
+        item = await self._inboxes[function_id].get()
+        while not item.kill_switch and self._inputs[item.input_id].done:
+            item = await self._inboxes[function_id].get()
+        if not item.kill_switch:
+            one = self._running[function_id] = self._inputs[item.input_id]
+            seconds = self.functions[function_id][0].timeout_secs
+            self._loop.call_later(seconds, self._expire, one, one.attempt)
+        return pb.FunctionGetInputsResponse(inputs=[item])
+
+    def _expire(self, one, attempt):
+        if self._running.get(one.function_id) is one and one.attempt == attempt:
+            status = pb.GenericResult.GENERIC_STATUS_TIMEOUT
+            why = f"input {one.id} hit its time limit"
+            fate = pb.GenericResult(status=status, exception=why)
+            self._fates[one.function_id] = fate
+            self.containers[one.function_id].kill()
+
+    async def FunctionPutOutputs(self, request):
+        for output in request.outputs:
+            one = self._inputs[output.input_id]
+            self._running.pop(one.function_id, None)
+            await self._finish(one, output.result, output.data_format)
+
+    async def TaskResult(self, request):
+        """The container could not load the function."""
+        for function_id in self.containers:
+            if request.result.exception and not self._running.get(function_id):
+                self._fates[function_id] = request.result
+
+
+class _Service:
+    """Offers the methods that are named after RPCs; the .proto tells their types."""
+
+    def __init__(self, standin):
+        self.standin = standin
+
+    def __mapping__(self):
+        service = pb.DESCRIPTOR.services_by_name["ModalClient"]
+        handlers = {}
+        for method in service.methods:
+            sides = (method.client_streaming, method.server_streaming)
+            kind = "_".join("STREAM" if side else "UNARY" for side in sides)
+            handlers[f"/{service.full_name}/{method.name}"] = grpclib.const.Handler(
+                self._handler(method),
+                grpclib.const.Cardinality[kind],
+                method.input_type._concrete_class,
+                method.output_type._concrete_class,
+            )
+        return handlers
+
+    def _handler(self, method):
+        name, standin = method.name, self.standin
+        answer = getattr(standin, name, None)
+
+        async def handle(stream):
+            standin.calls[name] += 1
+            if answer is None:
+                standin.unknown.append(name)
+                status = grpclib.Status.UNIMPLEMENTED
+                raise grpclib.GRPCError(status, f"the stand-in has no {name}")
+            try:
+                reply = await answer(await stream.recv_message())
+            except (
+                Exception
+            ) as error:  # as UNKNOWN the client would try again, for long
+                standin.errors.append((name, error))
+                status = grpclib.Status.FAILED_PRECONDITION
+                raise grpclib.GRPCError(status, f"{name}: {error!r}") from error
+            empty = method.output_type._concrete_class
+            await stream.send_message(empty() if reply is None else reply)
+
+        return handle
