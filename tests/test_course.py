@@ -135,7 +135,7 @@ def test_the_fingerprint_is_the_same_in_every_python():
     source = (
         "def f(x: int = 0, *, y=None) -> str:\n    return f'{x!r:>{y}} {y}' or -1.5\n"
     )
-    digest = hashlib.sha256(course._bare(source).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(course.bare_source(source).encode()).hexdigest()[:16]
     assert digest == "bbd93ac2581f3973"
 
 
@@ -152,14 +152,14 @@ def test_each_module_can_be_imported_alone_and_none_needs_a_notebook():
             cwd=ROOT,
         )
         assert done.returncode == 0, (name, done.stderr[-300:])
-        assert "notebooks" not in course._imports(
+        assert "notebooks" not in course.imported_utils(
             (ROOT / f"utils/{name}.py").read_text()
         )
 
 
 def test_utils_has_no_circles():
     graph = {
-        p.stem: course._imports(p.read_text()) for p in (ROOT / "utils").glob("*.py")
+        p.stem: course.imported_utils(p.read_text()) for p in (ROOT / "utils").glob("*.py")
     }
 
     def reach(name):

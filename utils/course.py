@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -142,17 +143,18 @@ def fingerprint(notebook: "NotebookNode") -> str:
     """
     code = [c.source for c in notebook.cells if c.cell_type == "code"]
     digest = hashlib.sha256("\n\n".join(code).encode())
-    waiting, seen = _imports("\n".join(code)), set()
+    waiting, seen = imported_utils("\n".join(code)), set()
     while waiting - seen:
         module = min(waiting - seen)
         seen.add(module)
         source = (ROOT / "utils" / f"{module}.py").read_text(encoding="utf-8")
-        digest.update(f"{module}:{_bare(source)}".encode())
-        waiting |= _imports(source)
+        digest.update(f"{module}:{bare_source(source)}".encode())
+        waiting |= imported_utils(source)
     return digest.hexdigest()
 
 
-def _imports(source: str) -> set[str]:
+def imported_utils(source: str) -> set[str]:
+    """Name the modules of utils that a source text imports."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module == "utils":
@@ -164,7 +166,8 @@ def _imports(source: str) -> set[str]:
     return {name for name in names if (ROOT / "utils" / f"{name}.py").exists()}
 
 
-def _bare(source: str) -> str:
+def bare_source(source: str) -> str:
+    """Write code without comments, docstrings and layout: what changes what it does."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -262,6 +265,18 @@ def ship(path: Path, mode: str) -> None:
         saved["card"]["sources"] = notebook.metadata["course"]["sources"]
         SHIPPED.mkdir(exist_ok=True)
         (SHIPPED / results.name).write_text(json.dumps(saved, indent=1) + "\n")
+    for card in sorted(results.parent.glob(f"{path.stem[:2]}_*/card.json")):
+        _ship_costly(card.parent, SHIPPED / json.loads(card.read_text())["name"])
+
+
+def _ship_costly(run: Path, target: Path) -> None:
+    """Copy what a costly run keeps (see `utils.recipes`); its checkpoints stay."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for kept in ("card.json", "log.jsonl", "result.json"):
+        shutil.copy(run / kept, target)
+    if (run / "adapter").is_dir():
+        shutil.copytree(run / "adapter", target / "adapter")
 
 
 def _is_progress(output: "NotebookNode") -> bool:

@@ -1,6 +1,7 @@
 """One look for every figure: readable in grey, intervals drawn, units on the axes."""
 
 import itertools
+import time
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 from cycler import cycler
+from IPython.display import display
 from matplotlib.axes import Axes
 from pandas.io.formats.style import Styler
 
@@ -103,6 +105,46 @@ def bars(
         axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 100])
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(unit)
+
+
+class LiveCurve:
+    """A loss curve that grows in the notebook while a training runs.
+
+    `draw` takes the log's rows, each with step and loss or eval_loss; it redraws at
+    most every `pause` seconds, so that drawing costs the training nothing.
+    """
+
+    def __init__(self, question: str, pause: float = 10.0) -> None:
+        self.axes = figure(question)
+        plt.close(self.axes.figure)  # shown by its handle alone
+        self.handle, self.pause, self.drawn = None, pause, -pause
+
+    def draw(self, rows: Sequence[Mapping[str, Any]], last: bool = False) -> None:
+        """Draw anew, unless it was drawn just now and this is not the `last` time."""
+        if time.monotonic() - self.drawn < self.pause and not last:
+            return
+        self.drawn = time.monotonic()
+        losses(self.axes, rows)
+        if self.handle is None:
+            self.handle = display(self.axes.figure, display_id=True)
+        else:
+            self.handle.update(self.axes.figure)
+
+
+def losses(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the training and the validation loss of a log over its steps."""
+    question = axes.get_title(loc="left")
+    axes.clear()
+    for key, label in (("loss", "training"), ("eval_loss", "validation")):
+        found = [(row["step"], row[key]) for row in rows if key in row]
+        if found:
+            mark = "o" if key == "eval_loss" else None
+            axes.plot(*zip(*found, strict=True), label=label, marker=mark)
+    axes.set_title(question, loc="left")
+    axes.set_xlabel("training steps")
+    axes.set_ylabel("loss, nats a token")
+    axes.set_yscale("log")
+    axes.legend()
 
 
 def text_table(frame: pd.DataFrame) -> Styler:

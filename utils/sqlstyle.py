@@ -14,11 +14,18 @@ from sqlglot import exp
 
 # What this house never counts, by table.
 LEFT_OUT = {"order_lines": "category <> 'sample'", "tickets": "topic <> 'spam'"}
+_QUOTED = re.compile(r"('(?:[^']|'')*'|\"[^\"]*\")")
+_SPACED = re.compile(r" (<>|<=|>=|=|<|>|\*|\+|-|/) (?!-|$)")
+# 100.0 * SUM(CASE WHEN it THEN 1 ELSE 0 END) / COUNT(*)
+_SHARE = re.compile(
+    r"(?:100|100\.0|1\.0) \* SUM\(CASE WHEN (.+) THEN 1 ELSE 0 END\)"
+    r" / COUNT\([*\w]+\)"
+)
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 def normalise(sql: str) -> str:
-    """Return a SQLite query in the house style, on one line.
+    """Return a SQLite query in one spelling, lower-case, with no space to spare.
 
     No column aliases; GROUP BY and ORDER BY by position; a range of days as BETWEEN;
     conditions in a fixed order, period last; no NULLIF(x, 0), since SQLite divides by
@@ -34,7 +41,16 @@ def normalise(sql: str) -> str:
         tree = tree.transform(rule)
     for where in list(tree.find_all(exp.Where)):
         where.set("this", _conditions(where.this))
-    return tree.sql(dialect="sqlite", comments=False)
+    return _compact(tree.sql(dialect="sqlite", comments=False))
+
+
+def _compact(sql: str) -> str:
+    """Write what is outside quotes in lower case, without spaces around operators."""
+    parts = _QUOTED.split(sql)
+    # Not before a sign: two of them would begin a comment.
+    parts[::2] = [_SPACED.sub(r"\1", p.lower()).replace(", ", ",") for p in parts[::2]]
+    # An operator beside a quoted text: its other space is in the part next to it.
+    return re.sub(r" (<>|<=|>=|=|<|>) '", r"\1'", "".join(parts))
 
 
 def house(sql: str) -> str:
@@ -49,7 +65,8 @@ def house(sql: str) -> str:
         source = select.find(exp.Table)
         if left_out := LEFT_OUT.get(source.name if source else ""):
             texts = [e.sql(dialect="sqlite") for e in select.find_all(exp.NEQ)]
-            if left_out not in texts and isinstance(select.args["from_"].this, exp.Table):
+            plain = isinstance(select.args["from_"].this, exp.Table)
+            if plain and left_out not in texts:
                 select.where(left_out, dialect="sqlite", copy=False)
         columns = [column.unalias() for column in select.expressions]
         if (order := select.args.get("order")) and select.args.get("group"):
@@ -65,10 +82,9 @@ def house(sql: str) -> str:
 
 
 def _share(node: exp.Expression) -> exp.Expression:
-    """A count of ones over a count is an average; a sum of whole fees needs no round."""
+    """Write a count of ones over a count as an average; leave whole fees unrounded."""
     text = node.sql(dialect="sqlite")
-    one = r"(?:100|100\.0|1\.0) \* SUM\(CASE WHEN (.+) THEN 1 ELSE 0 END\) / COUNT\([*\w]+\)"
-    if isinstance(node, exp.Div) and (found := re.fullmatch(one, text)):
+    if isinstance(node, exp.Div) and (found := _SHARE.fullmatch(text)):
         return sqlglot.parse_one(f"100.0 * AVG({found[1]})", read="sqlite")
     if text == "ROUND(SUM(monthly_fee), 2)":
         return node.this
@@ -77,10 +93,10 @@ def _share(node: exp.Expression) -> exp.Expression:
     return node
 
 
-def skeleton(sql: str) -> str:
-    """Return the query with its texts and numbers blanked: its form, not its values.
+def form(sql: str) -> str:
+    """Return the query with its texts and numbers blanked: what it asks, of whatever.
 
-    Two questions with one skeleton differ in names, periods and sizes only.
+    Two queries of one form differ in names, periods and sizes only.
     """
     tree = sqlglot.parse_one(normalise(sql), read="sqlite")
 
@@ -93,6 +109,44 @@ def skeleton(sql: str) -> str:
         return node
 
     return tree.transform(blank).sql(dialect="sqlite")
+
+
+def differences(got: str, want: str) -> list[str]:
+    """Name the parts in which two queries differ, such as ["period", "filter"].
+
+    The names are: no query, table, metric, grouping, filter, period, ranking, shape.
+    """
+    try:
+        a, b = (sqlglot.parse_one(normalise(sql), read="sqlite") for sql in (got, want))
+    except ValueError:
+        return ["no query"]
+    parts = [(_parts(tree)) for tree in (a, b)]
+    found = [name for name in parts[0] if parts[0][name] != parts[1][name]]
+    return found or ([] if a == b else ["shape"])
+
+
+def _parts(tree: exp.Expression) -> dict[str, set[str]]:
+    """Take a query apart into sets of texts by what they decide."""
+
+    def texts(*kinds: type) -> set[str]:
+        return {node.sql(dialect="sqlite") for node in tree.find_all(*kinds)}
+
+    conditions = {
+        part.sql(dialect="sqlite")
+        for where in tree.find_all(exp.Where)
+        for part in _anded(where.this)
+    }
+    days = set(_DAY.findall(tree.sql(dialect="sqlite")))
+    columns = {c.sql(dialect="sqlite") for c in tree.expressions}
+    measures = {_DAY.sub("day", c) for c in columns if "(" in c}
+    return {
+        "table": texts(exp.Table),
+        "metric": measures,
+        "grouping": columns - {c for c in columns if "(" in c},
+        "filter": {text for text in conditions if not _DAY.search(text)},
+        "period": days | {_DAY.sub("", t) for t in conditions if _DAY.search(t)},
+        "ranking": texts(exp.Order, exp.Limit),
+    }
 
 
 def _spelling(node: exp.Expression) -> exp.Expression:

@@ -24,6 +24,8 @@ WAREHOUSES = {
 PROMPTS = ("launch", "terse", "caveman", "four_rules", "fewshot", "rules")
 _FENCE = re.compile(r"```(?:sql|sqlite)[ \t]*\r?\n(.*?)```", re.DOTALL | re.IGNORECASE)
 
+_BARE = re.compile(r"\A\s*((?:select|with)\b.+\bfrom\b.+)\Z", re.IGNORECASE)
+
 
 def read_jsonl(name: str) -> list[dict[str, Any]]:
     """Read one of the course's own JSON-lines files, by its path below data/."""
@@ -85,8 +87,12 @@ def recorded_model(prompt_name: str) -> RecordedModel:
 
 
 def extract_sql(reply: str) -> str | None:
-    """Return the last fenced ```sql block of a reply without its semicolon, or None."""
-    blocks = _FENCE.findall(reply)
+    """Return the last fenced ```sql block of a reply without its semicolon, or None.
+
+    A reply that is nothing but a query on one line, as a tuned model sends it, needs no
+    fence.
+    """
+    blocks = _FENCE.findall(reply) or _BARE.findall(reply)
     return blocks[-1].strip().rstrip(";").rstrip() if blocks else None
 
 
