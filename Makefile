@@ -13,6 +13,11 @@ ONLY ?=
 LATEST ?=
 VENV := .venv$(if $(LATEST),-latest)
 BIN := $(VENV)/bin
+# Left out of the lock file: PyTorch's builds for a CPU need none of these, and its build
+# for GPUs brings them along in the versions that it wants.
+CUDA := triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas \
+	cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse \
+	cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
 
 .PHONY: course test lab bench figure lock format clean help
 .DEFAULT_GOAL := course
@@ -33,6 +38,7 @@ lab: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python tests/bench/bench_sandbox.py
+	$(BIN)/python tests/bench/bench_training.py
 
 figure: $(VENV)/.ready
 	$(BIN)/python -m utils.course front
@@ -44,6 +50,7 @@ format: $(VENV)/.ready
 lock: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 \
+		$(addprefix --no-emit-package ,$(CUDA)) \
 		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 .venv/.ready: requirements.lock pyproject.toml

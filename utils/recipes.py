@@ -9,6 +9,7 @@ import ast
 import hashlib
 import inspect
 import json
+import linecache
 import re
 import shutil
 import textwrap
@@ -170,10 +171,18 @@ def run(
 
 
 def _source(one: Callable) -> str:
-    """Return the code of a function or class without its decorators."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(one)))
-    tree.body[0].decorator_list = []
-    return ast.unparse(tree)
+    """Return the code of a function or class, a notebook's too, without decorators."""
+    if isinstance(one, type):
+        # inspect finds no class of a notebook, but the cell that a method is of.
+        method = next(v for v in vars(one).values() if inspect.isfunction(v))
+        cell = "".join(linecache.getlines(method.__code__.co_filename))
+        nodes = ast.walk(ast.parse(cell))
+        is_it = (n for n in nodes if getattr(n, "name", "") == one.__name__)
+        node = next(is_it)
+    else:
+        node = ast.parse(textwrap.dedent(inspect.getsource(one))).body[0]
+    node.decorator_list = []
+    return ast.unparse(node)
 
 
 def _modules_used(function: Callable, source: str) -> set[str]:
