@@ -1,5 +1,6 @@
 """A worked answer to every exercise. They are answers, so try the exercise first."""
 
+import math
 import re
 
 SOLUTIONS = {
@@ -33,6 +34,17 @@ SOLUTIONS = {
     "03.3": lambda p: [
         min(1, max((len(p) - i) * p[i] for i in range(k + 1))) for k in range(len(p))
     ],
+    "04.1": (
+        "SELECT COUNT(*) AS n FROM tickets WHERE opened_date >= '2026-03-01' "
+        "AND opened_date < '2026-04-01' AND topic <> 'spam' AND is_test = 0"
+    ),
+    "04.2": 8 * 10 * 10_176,
+    "04.3": 137,
+    "05.1": 400,
+    "05.2": lambda losses, keep: sorted(
+        losses, key=lambda name: (math.isnan(losses[name]), losses[name])
+    )[: max(1, len(losses) // keep)],
+    "05.3": ("L4", 19.2),
 }
 
 # Answers that are almost right: the checks must tell them apart.
@@ -53,4 +65,13 @@ NEAR_MISSES = {
     "03.1": 10,
     "03.2": 2800,
     "03.3": lambda p: [min(1, (len(p) - k) * p[k]) for k in range(len(p))],
+    "04.1": (
+        "SELECT COUNT(*) AS n FROM tickets WHERE opened_date >= '2026-03-01' "
+        "AND opened_date < '2026-03-31' AND topic <> 'spam' AND is_test = 0"
+    ),
+    "04.2": 8 * 30 * 10_176,
+    "04.3": 138,
+    "05.1": 16 * 10 + 8 * 20 + 4 * 40 + 2 * 80,
+    "05.2": lambda losses, keep: sorted(losses, key=losses.get)[: len(losses) // keep],
+    "05.3": ("L4", 9.6),
 }

@@ -17,7 +17,6 @@ from utils.exercises import _EXERCISES, check
 
 PATHS = course.find_notebooks()
 NAMES = [path.stem for path in PATHS]
-LAST = "03_prompt_ceiling"
 
 
 def load(path):
@@ -181,7 +180,7 @@ def run(tree, *arguments, **variables):
         env=keep | {"PYTHONPATH": str(tree)} | variables,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
     )
 
 
@@ -189,7 +188,7 @@ def results(tree, name, mode="quick"):
     return json.loads((tree / "runs" / mode / f"{name}.json").read_text())["results"]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_all_run_in_quick_mode_without_key_or_noise(executed):
     for name in NAMES:
         notebook = load(executed / "runs/quick" / f"{name}.ipynb")
@@ -279,6 +278,51 @@ def test_03_finds_the_ceiling(executed):
     assert found["live"] == {}
 
 
+def test_04_trains_for_real_and_evaluates_the_shipped_adapter(executed):
+    found = results(executed, "04_train_sft")
+    full = json.loads((course.SHIPPED / "04_train_sft.json").read_text())["results"]
+    assert found["cases"] == 60 and full["cases"] == 250
+    assert found["ladder"] == [] and len(full["ladder"][0]["right"]) == 250
+    # The same adapter on the first 60 of the same cases gives the same answers.
+    assert found["right"]["SFT"] == sum(full["ladder"][0]["right"][:60])
+    assert full["right"]["launch"] == 91
+    assert full["difference"]["low"] > 0.30
+    assert full["dropped"]["left"] == found["dropped"]["left"] > 800
+    low = full["broken_habits"]["thumbs_up"][1]
+    assert low > full["broken_habits"]["approved"][2]  # the intervals are apart
+    assert found["arms"] == full["arms"]
+    (trained,) = (executed / "runs/quick").glob("04_quick-*/card.json")
+    card = json.loads(trained.read_text())
+    assert card["config"]["steps"] == 4 and card["seconds"] > 0
+    notebook = (executed / "runs/quick/04_train_sft.ipynb").read_text()
+    assert "Replayed, not run now: 04_sft" in notebook
+    assert "Runs here: MODE" in notebook
+
+
+def test_05_halves_for_real_and_replays_the_shipped_sweep(executed):
+    found = results(executed, "05_sweep_cheaply")
+    full = json.loads((course.SHIPPED / "05_sweep_cheaply.json").read_text())["results"]
+    assert found["log"] == full["log"] and found["best"] == full["best"]
+    assert found["steps"]["halving"] < 0.7 * found["steps"]["grid"]
+    survivors = [r["name"] for r in full["log"] if r["step"] == full["log"][-1]["step"]]
+    first = [row for row in full["log"] if row["step"] == full["log"][0]["step"]]
+    assert len(survivors) < len(first)
+    (trained,) = (executed / "runs/quick").glob("05_quick-*/card.json")
+    log = (trained.parent / "log.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in log] == [1, 1, 2]
+
+
+def test_shipped_runs_have_their_logs_cards_and_adapters():
+    adapter = course.SHIPPED / "04_sft" / "adapter" / "adapter_model.safetensors"
+    assert adapter.stat().st_size < 20e6
+    for folder in course.SHIPPED.glob("0[45]_*/"):
+        card = json.loads((folder / "card.json").read_text())
+        assert card["seconds"] > 0 and card["hardware"]["cores"] and card["commit"]
+        assert (folder / "log.jsonl").read_text().strip()
+        text = "".join(f.read_text() for f in folder.glob("*.json*"))
+        assert not re.search(r"(/work/|/root/|/home/|/tmp/|/Users/)", text)
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", NAMES)
 def test_each_notebook_runs_alone(name, tmp_path):
@@ -303,7 +347,7 @@ def test_with_a_key_the_same_notebooks_ask_the_readers_server(tmp_path, chat_ser
     assert len(chat_server.requests) == 2  # the assistant, and the wrapped client
     done = run(tree, "--only", "03", **live)
     assert done.returncode == 0, done.stdout[-3000:]
-    answers = results(tree, LAST)["live"]
+    answers = results(tree, "03_prompt_ceiling")["live"]
     assert answers["launch"]["outcomes"] == {"answered": 20}
     assert len(chat_server.requests) == 2 + 40
     assert {r["model"] for r in chat_server.requests} == {"the-readers-model"}

@@ -7,6 +7,7 @@ import argparse
 import ast
 import hashlib
 import json
+import linecache
 import os
 import platform
 import re
@@ -18,6 +19,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -142,6 +144,8 @@ def fingerprint(notebook: "NotebookNode") -> str:
     better sentence in a docstring does not call for a new run.
     """
     code = [c.source for c in notebook.cells if c.cell_type == "code"]
+    for words in re.findall(r"course\.borrow\(([\w\", ]+)", "\n".join(code)):
+        code += cells_tagged(*re.findall(r'"(\w+)"', words))
     digest = hashlib.sha256("\n\n".join(code).encode())
     waiting, seen = imported_utils("\n".join(code)), set()
     while waiting - seen:
@@ -187,6 +191,30 @@ def _shape(node: Any) -> Any:
     return [_shape(one) for one in node] if isinstance(node, list) else repr(node)
 
 
+def cells_tagged(notebook: str, *tags: str) -> list[str]:
+    """Return the code of a notebook's cells that carry one of the tags, in order."""
+    import nbformat
+
+    cells = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
+    return [c.source for c in cells if {*tags} & {*c.metadata.get("tags", [])}]
+
+
+def borrow(notebook: str, *tags: str, **parameters: Any) -> SimpleNamespace:
+    """Run another notebook's tagged cells and return the names that they define.
+
+    So a recipe stands in one notebook and is used in two. `parameters` are those of the
+    other notebook that the cells read. What the cells display is not shown.
+    """
+    scope = {"__name__": "__main__", **parameters}
+    for number, source in enumerate(cells_tagged(notebook, *tags)):
+        name = f"<{notebook}, cell {number} of {', '.join(tags)}>"
+        # Where inspect looks for the code of a function that is in no file.
+        lines = source.splitlines(keepends=True)
+        linecache.cache[name] = (len(source), None, lines, name)
+        exec(compile(source, name, "exec"), scope)
+    return SimpleNamespace(**scope)
+
+
 def find_notebooks(only: str | None = None) -> list[Path]:
     """List the notebooks in order, or those whose names begin with `only`."""
     found = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
@@ -211,6 +239,8 @@ def execute(path: Path, mode: str, label: str = "") -> float:
     from traitlets.config import Config
 
     # The kernel of this very environment, without the debugger's notes on stderr.
+    if mode != "modal":
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no look-up may hang
     os.environ |= {
         "JUPYTER_PREFER_ENV_PATH": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",

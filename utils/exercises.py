@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import overlap, stats, tidewater
+from utils import overlap, sqlstyle, stats, tidewater
 from utils.costs import call_cost, load_prices
 from utils.grading import Grader, rows_equal
 from utils.traces import Trace
@@ -168,3 +168,51 @@ def _holm(answer: Callable[[list[float]], list[float]]) -> bool:
     trials = ([0.01, 0.02, 0.03], [0.001, 0.3, 0.9], [0.02, 0.021, 0.5], [0.5, 0.6, 1])
     pairs = ((list(answer(list(trial))), stats.holm(trial)) for trial in trials)
     return all(np.allclose(mine, right) for mine, right in pairs)
+
+
+@_exercise(
+    "04.1", "Other words, same meaning: an alias, days as >= and <, conditions in turn."
+)
+def _other_spelling(answer: str) -> bool:
+    given = (
+        "select count(*) from tickets where is_test=0 and topic<>'spam' "
+        "and opened_date between '2026-03-01' and '2026-03-31'"
+    )
+    days = ">=" in answer and "<" in answer.replace("<>", "")
+    return days and " as " in answer.lower() and sqlstyle.normalise(answer) == given
+
+
+@_exercise("04.2", "Seven maps a layer: q, k, v, o, gate, up, down; rank x (in + out).")
+def _adapter_weights(answer: int) -> bool:
+    wide, narrow, inner = 576, 192, 1536
+    sizes = [2 * wide, wide + narrow, wide + narrow, 2 * wide, *[wide + inner] * 3]
+    return answer == 8 * 10 * sum(sizes)
+
+
+@_exercise("04.3", "sqlstyle.form of each, and a set; trace.feedback['sql'] is right.")
+def _new_forms(answer: int) -> bool:
+    logs = tidewater.load_logs()
+    fixed = [t.feedback["sql"] for t in logs if t.verdict == "corrected"]
+    seen = {sqlstyle.form(sql) for sql in fixed}
+    cases = tidewater.load_cases()
+    return answer == sum(sqlstyle.form(case["sql"]) not in seen for case in cases)
+
+
+@_exercise("05.1", "16 to step 10, 8 from there to 20, 4 to 40, 2 to 80.")
+def _halving_steps(answer: int) -> bool:
+    return answer == 16 * 10 + 8 * 10 + 4 * 20 + 2 * 40
+
+
+@_exercise("05.2", "Sort by loss, NaN last, and cut at max(1, len // keep).")
+def _survivors(answer: Callable[[dict[str, float], int], list[str]]) -> bool:
+    losses = {"a": 0.5, "b": math.nan, "c": 0.2, "d": 0.3, "e": 0.9}
+    ranked = ["c", "d", "a", "e"]
+    cuts = [list(answer(dict(losses), keep)) for keep in (2, 3, 9)]
+    alone = list(answer({"b": math.nan, "a": 1.0}, 2))
+    return cuts == [ranked[:2], ranked[:1], ranked[:1]] and alone == ["a"]
+
+
+@_exercise("05.3", "24 calls, two attempts, half an hour, times the price of an hour.")
+def _worst_bill(answer: tuple[str, float]) -> bool:
+    name, usd = answer
+    return abs(usd - 24 * 2 * 0.5 * load_prices().gpu(name).price) <= 0.01

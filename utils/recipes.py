@@ -124,12 +124,13 @@ def run(
     course: Run,
     jobs: Session,
     recipe: Recipe,
-    job: modal.Function,
+    job: modal.Function | Callable[[dict], dict],
     live: bool = False,
 ) -> Done:
     """Run a recipe in a session, unless a run of it is at hand.
 
-    `job` is the recipe's function as the app knows it: `app.function(...)(function)`.
+    `job` is the recipe's function as the app knows it, `app.function(...)(function)`. A
+    plain function runs here and may call the session itself.
 
     Looked for in runs/<mode>/ and, in full mode, in data/runs/. The log, the result and
     the run card are written to runs/<mode>/<name>-<hash>/, where the function may keep
@@ -152,7 +153,8 @@ def run(
     config = {**recipe.config, "folder": remote or str(folder)}
     config["live"] = live and not jobs.on_modal
     try:
-        result = jobs.run(job, config)
+        on_app = isinstance(job, modal.Function)
+        result = jobs.run(job, config) if on_app else job(config)
     finally:
         spent += time.monotonic() - started
         clock.write_text(f"{spent:.1f}")

@@ -32,7 +32,7 @@ from utils.course import check_mode
 # What training needs, and what the utils import that it calls.
 PACKAGES = tuple(
     "torch transformers trl peft datasets accelerate gguf numpy scipy statsmodels "  # noqa: SIM905
-    "sqlglot rapidfuzz phonenumbers tqdm".split()
+    "pandas jinja2 matplotlib ipython sqlglot rapidfuzz phonenumbers tqdm".split()
 )
 # Modal's names (modal.com/docs/guide/gpu); not all have a price in data/prices.json.
 GPUS = tuple(
