@@ -159,7 +159,8 @@ def test_each_module_can_be_imported_alone_and_none_needs_a_notebook():
 
 def test_utils_has_no_circles():
     graph = {
-        p.stem: course.imported_utils(p.read_text()) for p in (ROOT / "utils").glob("*.py")
+        p.stem: course.imported_utils(p.read_text())
+        for p in (ROOT / "utils").glob("*.py")
     }
 
     def reach(name):

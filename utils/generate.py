@@ -7,7 +7,6 @@ is a model as the harness knows them: a callable from messages to a `Reply`.
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -39,6 +38,7 @@ class LocalModel:
         engine: "ctranslate2" (CPU), "transformers", or "auto": the first without a GPU.
         max_tokens: longest reply.
         batch: prompts generated at a time.
+        compute_type: CTranslate2's number format, "float32" or "int8".
 
     """
 
@@ -47,6 +47,7 @@ class LocalModel:
     engine: str = "auto"
     max_tokens: int = 256
     batch: int = 64
+    compute_type: str = "float32"
     _known: dict[str, Reply] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -59,7 +60,14 @@ class LocalModel:
         if self.engine == "transformers":
             self.model, self.tokenizer = load(self.name, self.adapter)
         else:
-            self.model, self.tokenizer = _ctranslate2(self.name, self.adapter)
+            folder, self.tokenizer = _converted(self.name, self.adapter)
+            import ctranslate2
+
+            self.model = ctranslate2.Generator(
+                str(folder),
+                compute_type=self.compute_type,
+                intra_threads=os.cpu_count() or 1,
+            )
 
     def __call__(self, messages: Messages) -> Reply:
         """Answer one chat, greedily: what `prefetch` has, else generated now."""
@@ -97,7 +105,8 @@ class LocalModel:
         """Generate `n` replies to each chat, in the given order of chats.
 
         Temperature 0 is greedy, and then all n would be the same: n must be 1. Chats
-        go in batches of about equal length, which wastes the least on padding.
+        go in batches of about equal length, which wastes the least on padding. A seed
+        repeats the draws of transformers; CTranslate2 takes one at its first draw only.
         """
         from tqdm import tqdm
 
@@ -197,7 +206,8 @@ def _by_ct2(
     if logprobs:
         whole = [p + reply for p, reply in zip(prompts, replies, strict=True)]
         scored = model.model.score_batch(
-            [tokenizer.convert_ids_to_tokens(ids) for ids in whole]
+            [tokenizer.convert_ids_to_tokens(ids) for ids in whole],
+            max_input_length=0,  # however long; its default cuts at 1,024 tokens
         )
         # The first token has no score, so that of token i is at i - 1.
         pairs = zip(scored, prompts, strict=True)
@@ -206,37 +216,37 @@ def _by_ct2(
     return [_finish(model, reply, log) for reply, log in pairs]
 
 
-def _ctranslate2(name: str, adapter: str | Path | None) -> tuple[Any, Any]:
-    """Convert to CTranslate2 in the cache, once for each base and adapter; load it."""
+def _converted(name: str, adapter: str | Path | None) -> tuple[Path, Any]:
+    """Return a folder in CTranslate2's form, made once for each base and adapter."""
     import ctranslate2
 
-    digest = hashlib.sha256(_stamp(fetch(name)).encode())
-    if adapter:
-        digest.update(_stamp(adapter).encode())
-    home = cache() / f"ct2-{digest.hexdigest()[:16]}"
-    if not (home / "model.bin").exists():
-        with tempfile.TemporaryDirectory(dir=cache()) as folder:
-            source = fetch(name)
-            if adapter:
-                source = str(Path(folder) / "merged")
-                merged, tokenizer = load(name, adapter)
-                merged.save_pretrained(source)
-                tokenizer.save_pretrained(source)
-            converter = ctranslate2.converters.TransformersConverter(source)
-            draft = Path(folder) / "draft"
-            converter.convert(str(draft))
-            shutil.copy(Path(source) / "tokenizer.json", draft)
-            if not home.exists():
-                draft.replace(home)
+    base = Path(fetch(name))
+    digest = hashlib.sha256(_stamp(base))
     tokenizer = load_tokenizer(name)
-    threads = os.cpu_count() or 1
-    return ctranslate2.Generator(str(home), intra_threads=threads), tokenizer
+    if adapter:
+        digest.update(_stamp(Path(adapter)))
+    home = cache() / f"ct2-{digest.hexdigest()[:16]}"
+    if (home / "model.bin").exists():
+        return home, tokenizer
+    cache().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache()) as folder:
+        source, draft = base, Path(folder) / "draft"
+        if adapter:
+            source = Path(folder) / "merged"
+            load(name, adapter)[0].save_pretrained(source)
+            tokenizer.save_pretrained(source)
+        ctranslate2.converters.TransformersConverter(str(source)).convert(str(draft))
+        if not home.exists():  # another process may have been faster
+            draft.replace(home)
+    return home, tokenizer
 
 
-def _stamp(folder: str | Path) -> str:
-    """Name the weights in a folder by their files' sizes and times."""
-    files = sorted(Path(folder).glob("*.safetensors"))
+def _stamp(folder: Path) -> bytes:
+    """Tell the weights in a folder apart from others: small files by their content."""
+    files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no *.safetensors")
-    stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return json.dumps(stats)
+    if sum(f.stat().st_size for f in files) < 64 << 20:
+        return b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files)
+    stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return json.dumps(stats).encode()

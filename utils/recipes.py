@@ -10,7 +10,6 @@ import hashlib
 import inspect
 import json
 import linecache
-import re
 import shutil
 import textwrap
 import time
@@ -23,7 +22,7 @@ from typing import Any
 import modal
 
 from utils.course import ROOT, SHIPPED, Run, bare_source, imported_utils, run_card
-from utils.remote import Session
+from utils.remote import Session, plain
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,8 @@ def run(
     its checkpoints; an interrupted run finds them there. On Modal the function's folder
     is on the Volume at /runs. `live` asks a function that can to draw while it runs.
     """
-    name = f"{recipe.name}-{recipe.key[:8]}"
+    key = recipe.key
+    name = f"{recipe.name}-{key[:8]}"
     folder = course.folder / name
     remote = f"/runs/{name}" if jobs.on_modal else None
     places = [folder, SHIPPED / recipe.name] if course.mode == "full" else [folder]
@@ -154,7 +154,7 @@ def run(
     config["live"] = live and not jobs.on_modal
     try:
         on_app = isinstance(job, modal.Function)
-        result = jobs.run(job, config) if on_app else job(config)
+        result = dict(jobs.run(job, config) if on_app else plain(job(config)))
     finally:
         spent += time.monotonic() - started
         clock.write_text(f"{spent:.1f}")
@@ -163,7 +163,7 @@ def run(
     (folder / "result.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
     command = f"python -m utils.course run --mode {course.mode}"
     card = run_card(f"{command} --only {course.notebook[:2]}", round(spent, 1))
-    card |= {"name": recipe.name, "recipe": recipe.key, "on_modal": jobs.on_modal}
+    card |= {"name": recipe.name, "recipe": key, "on_modal": jobs.on_modal}
     card["config"] = {k: _short(v) for k, v in recipe.config.items()}
     # Last, for it says that the run is complete.
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
@@ -176,11 +176,13 @@ def _source(one: Callable) -> str:
     """Return the code of a function or class, a notebook's too, without decorators."""
     if isinstance(one, type):
         # inspect finds no class of a notebook, but the cell that a method is of.
-        method = next(v for v in vars(one).values() if inspect.isfunction(v))
-        cell = "".join(linecache.getlines(method.__code__.co_filename))
-        nodes = ast.walk(ast.parse(cell))
-        is_it = (n for n in nodes if getattr(n, "name", "") == one.__name__)
-        node = next(is_it)
+        methods = filter(inspect.isfunction, vars(one).values())
+        cells = ("".join(linecache.getlines(m.__code__.co_filename)) for m in methods)
+        nodes = (n for cell in cells for n in ast.walk(ast.parse(cell)))
+        found = (n for n in nodes if getattr(n, "name", "") == one.__name__)
+        node = next(found, None)
+        if node is None:
+            raise TypeError(f"{one.__name__} has no method, so its code is not found")
     else:
         node = ast.parse(textwrap.dedent(inspect.getsource(one))).body[0]
     node.decorator_list = []
@@ -189,17 +191,23 @@ def _source(one: Callable) -> str:
 
 def _modules_used(function: Callable, source: str) -> set[str]:
     """Name the utils modules that a notebook's function finds among its globals."""
-    known, names = getattr(function, "__globals__", {}), set()
-    for word in set(re.findall(r"\w+", source)) & known.keys():
+    known, names = getattr(inspect.unwrap(function), "__globals__", {}), set()
+    nodes = ast.walk(ast.parse(source))
+    for word in {n.id for n in nodes if isinstance(n, ast.Name)} & known.keys():
         value = known[word]
-        names.add(getattr(value, "__name__" if ismodule(value) else "__module__", None))
+        if ismodule(value):
+            names.add(value.__name__)
+        elif isinstance(value, type) or inspect.isroutine(value):
+            names.add(value.__module__)
     names = {n.removeprefix("utils.") for n in names if str(n).startswith("utils.")}
     return names - {"plots"}  # a curve drawn in another way is no other training
 
 
 def _short(value: Any) -> Any:
     """Leave data out of a run card; its size and hash stay."""
-    if isinstance(value, list) and value and isinstance(value[0], dict | str):
+    if isinstance(value, dict):
+        return {key: _short(one) for key, one in value.items()}
+    if isinstance(value, list) and value and isinstance(value[0], dict | str | list):
         digest = hashlib.sha256(json.dumps(value).encode()).hexdigest()
         return f"{len(value)} items, sha256 {digest[:16]}"
     return value

@@ -144,7 +144,7 @@ class Session:
         """
         if arguments := list(arguments):
             run = self._remote if self.on_modal else self._local
-            return [_plain(result) for result in run(function, arguments)]
+            return [plain(result) for result in run(function, arguments)]
         return []
 
     def _local(self, function: modal.Function, arguments: list[Any]) -> Iterator[Any]:
@@ -233,16 +233,16 @@ def _check_reachable(urls: str) -> None:
     )
 
 
-def _plain(value: Any, where: str = "result") -> Any:
+def plain(value: Any, where: str = "result") -> Any:
     """Return the value if JSON can hold it as it is; TypeError says where it cannot."""
     if isinstance(value, dict):
         for key, one in value.items():
             if not isinstance(key, str):
                 raise TypeError(f"a key of {where} is {key!r}; keys must be text")
-            _plain(one, f"{where}[{key!r}]")
+            plain(one, f"{where}[{key!r}]")
     elif isinstance(value, list | tuple):
         for number, one in enumerate(value):
-            _plain(one, f"{where}[{number}]")
+            plain(one, f"{where}[{number}]")
     elif not isinstance(value, str | int | float | None):
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         raise TypeError(

@@ -156,7 +156,7 @@ def answerer(name: str) -> Any:
     model.batch = 1 if "one by one" in name else 64
 
     def answer(chats: list) -> list:
-        # In the order asked, as a loop over questions does it; sample() sorts by length.
+        # In the order asked, as a loop over questions does it; sample() alone sorts.
         replies = []
         for start in range(0, len(chats), model.batch):
             replies += model.sample(chats[start : start + model.batch])
