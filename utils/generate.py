@@ -66,7 +66,10 @@ class LocalModel:
             self.model = ctranslate2.Generator(
                 str(folder),
                 compute_type=self.compute_type,
-                intra_threads=os.cpu_count() or 1,
+                # A batch a core: two cores on one batch wait for each other, and are
+                # slower than one.
+                inter_threads=_cores(),
+                intra_threads=1,
             )
 
     def __call__(self, messages: Messages) -> Reply:
@@ -115,7 +118,8 @@ class LocalModel:
         prompts = [prompt_ids(self.tokenizer, chat) for chat in chats]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         found: list[list[Sample]] = [[] for _ in prompts]
-        step = max(1, self.batch // n)
+        at_once = _cores() if self.engine == "ctranslate2" else 1
+        step = max(1, self.batch * at_once // n)
         generate = _by_ct2 if self.engine == "ctranslate2" else _by_transformers
         bar = tqdm(
             total=len(order), desc=progress, disable=not progress, leave=False, delay=1
@@ -129,6 +133,10 @@ class LocalModel:
                     found[i] = samples[place * n : (place + 1) * n]
                 bar.update(len(chosen))
         return found
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
 
 
 def _finish(model: LocalModel, ids: list[int], logs: list[float] | None) -> Sample:
@@ -195,6 +203,7 @@ def _by_ct2(
         how = {"sampling_topk": 0, "sampling_temperature": temperature}
     results = model.model.generate_batch(
         [tokenizer.convert_ids_to_tokens(p) for p in prompts],
+        max_batch_size=model.batch,
         max_length=model.max_tokens,
         include_prompt_in_result=False,
         end_token=[tokenizer.eos_token_id],
@@ -207,6 +216,7 @@ def _by_ct2(
         whole = [p + reply for p, reply in zip(prompts, replies, strict=True)]
         scored = model.model.score_batch(
             [tokenizer.convert_ids_to_tokens(ids) for ids in whole],
+            max_batch_size=model.batch,
             max_input_length=0,  # however long; its default cuts at 1,024 tokens
         )
         # The first token has no score, so that of token i is at i - 1.
