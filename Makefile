@@ -38,7 +38,6 @@ lab: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python tests/bench/bench_sandbox.py
-	$(BIN)/python tests/bench/bench_training.py
 
 figure: $(VENV)/.ready
 	$(BIN)/python -m utils.course front
