@@ -307,6 +307,11 @@ def _ship_costly(run: Path, target: Path) -> None:
         shutil.copy(run / kept, target)
     if (run / "adapter").is_dir():
         shutil.copytree(run / "adapter", target / "adapter")
+        settings = target / "adapter" / "adapter_config.json"
+        told = json.loads(settings.read_text(encoding="utf-8"))
+        # The folder of the base model is this machine's; its name is enough.
+        told["base_model_name_or_path"] = Path(told["base_model_name_or_path"]).name
+        settings.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
 def _is_progress(output: "NotebookNode") -> bool:
