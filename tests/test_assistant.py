@@ -269,6 +269,14 @@ def test_ask_all_keeps_order_and_logs_every_trace(chat_server, tool, tmp_path):
         ("SELECT 1", None),
         ("```\nSELECT 1\n```", None),
         ("```sql\nSELECT 1", None),
+        # A tuned model sends the query and nothing else.
+        ("select 1 from customers", "select 1 from customers"),
+        (
+            " WITH a AS (SELECT 1) SELECT 2 FROM a ",
+            "WITH a AS (SELECT 1) SELECT 2 FROM a",
+        ),
+        ("Select a region from the list.\nThen ask again.", None),
+        ("You could select it from customers", None),
     ],
 )
 def test_the_query_is_the_last_fenced_block(reply, sql):

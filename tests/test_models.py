@@ -345,14 +345,10 @@ def test_a_model_is_a_callable_from_messages_to_a_reply(model, tiny):
     assert reply.model == tiny
 
 
-def test_what_is_prefetched_is_handed_out_once(model, monkeypatch):
-    alone = [model(chat).text for chat in CHATS[:2]]
-    model.prefetch(CHATS[:2])
-    with monkeypatch.context() as patch:
-        patch.setattr(model, "sample", None)
-        assert [model(chat).text for chat in CHATS[:2]] == alone
-    assert model._known == {}
-    assert model(CHATS[0]).text == alone[0]
+def test_called_it_answers_one_chat(model):
+    reply = model(CHATS[0])
+    assert reply.text == model.sample(CHATS[:1])[0][0].text
+    assert reply.output_tokens == 12 and reply.input_tokens > 3 and reply.seconds > 0
 
 
 def test_an_adapter_speaks_alike_in_both_engines(tiny, adapter, engines, kept):

@@ -33,8 +33,8 @@ def cell(source, **names):
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     """A course of its own with three modules; the second imports the third."""
+    monkeypatch.setattr(course, "ROOT", tmp_path)
     for module in (course, recipes):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
         monkeypatch.setattr(module, "SHIPPED", tmp_path / "data" / "runs")
     (tmp_path / "utils").mkdir()
     write(tmp_path, alpha="RATE = 1\n", beta="from utils import gamma\n", gamma="G = 1")
@@ -321,12 +321,13 @@ def shipped(tree, done):
     return target
 
 
-def test_a_shipped_run_is_replayed_in_full_mode_only(tree, count):
+def test_a_shipped_run_is_replayed_here_but_not_on_modal_or_in_quick_mode(tree, count):
     target = shipped(tree, count("full"))
     done = count("full")
     assert (done.result, done.folder, done.replayed) == ({"calls": 1}, target, True)
     assert done.adapter == f"{target}/adapter"
-    assert count("modal").result == {"calls": 2}
+    assert count("modal").result == {"calls": 1}  # without a token it runs here
+    assert count("modal", jobs=Jobs(on_modal=True)).result == {"calls": 2}
     assert count("quick").result == {"calls": 3}
 
 

@@ -128,6 +128,14 @@ def test_outside_modal_mode_a_function_runs_here(mode, token, cell, capsys):
     assert capsys.readouterr().out == f'Runs here: MODE = "{mode}".\n'
 
 
+def test_it_goes_to_modal_in_modal_mode_with_a_token(token):
+    assert [remote.on_modal(mode) for mode in ("quick", "full", "modal")] == [0, 0, 1]
+
+
+def test_without_a_token_it_does_not_go_to_modal():
+    assert not remote.on_modal("modal")
+
+
 def test_without_a_token_it_runs_here_and_says_how_to_get_one(cell, capsys):
     app, where = cell("where", gpu=remote.gpu("L40S"))
     with remote.session(app, "modal") as run:

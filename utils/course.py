@@ -78,6 +78,16 @@ class Run:
         """Return the results that another notebook saved."""
         return json.loads(self.find(f"{notebook}.json").read_text())["results"]
 
+    def load_rows(self, name: str) -> list[dict[str, Any]]:
+        """Return the rows of a JSON-lines file that another notebook saved."""
+        lines = self.find(name).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def save_rows(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Write rows as JSON lines to runs/<mode>/<name>; begin it with the number."""
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (self.folder / name).write_text(text, encoding="utf-8")
+
     def save(self, **results: Any) -> None:
         """Write this notebook's results and its run card to runs/<mode>/."""
         command = f"python -m utils.course run --mode {self.mode}"
@@ -146,8 +156,12 @@ def fingerprint(notebook: "NotebookNode") -> str:
     code = [c.source for c in notebook.cells if c.cell_type == "code"]
     for words in re.findall(r"course\.borrow\(([\w\", ]+)", "\n".join(code)):
         code += cells_tagged(*re.findall(r'"(\w+)"', words))
-    digest = hashlib.sha256("\n\n".join(code).encode())
-    waiting, seen = imported_utils("\n".join(code)), set()
+    return hash_with_utils("\n\n".join(code), imported_utils("\n".join(code)))
+
+
+def hash_with_utils(text: str, modules: set[str]) -> str:
+    """Hash a text and the named utils modules, with all that these import in turn."""
+    digest, waiting, seen = hashlib.sha256(text.encode()), set(modules), set()
     while waiting - seen:
         module = min(waiting - seen)
         seen.add(module)
@@ -295,6 +309,8 @@ def ship(path: Path, mode: str) -> None:
         saved["card"]["sources"] = notebook.metadata["course"]["sources"]
         SHIPPED.mkdir(exist_ok=True)
         (SHIPPED / results.name).write_text(json.dumps(saved, indent=1) + "\n")
+    for rows in sorted(results.parent.glob(f"{path.stem[:2]}_*.jsonl")):
+        shutil.copy(rows, SHIPPED / rows.name)
     for card in sorted(results.parent.glob(f"{path.stem[:2]}_*/card.json")):
         _ship_costly(card.parent, SHIPPED / json.loads(card.read_text())["name"])
 

@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,6 @@ class LocalModel:
     max_tokens: int = 256
     batch: int = 64
     compute_type: str = "float32"
-    _known: dict[str, Reply] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.engine == "auto":
@@ -73,15 +72,8 @@ class LocalModel:
             )
 
     def __call__(self, messages: Messages) -> Reply:
-        """Answer one chat, greedily: what `prefetch` has, else generated now."""
-        known = self._known.pop(json.dumps(messages), None)
-        return known or self.replies([messages])[0]
-
-    def prefetch(self, chats: Sequence[Messages], progress: str | None = None) -> None:
-        """Answer many chats in batches; `__call__` then hands each answer out once."""
-        replies = self.replies(chats, progress)
-        keys = map(json.dumps, chats)
-        self._known |= dict(zip(keys, replies, strict=True))
+        """Answer one chat, greedily."""
+        return self.replies([messages])[0]
 
     def replies(
         self, chats: Sequence[Messages], progress: str | None = None

@@ -21,7 +21,14 @@ from typing import Any
 
 import modal
 
-from utils.course import ROOT, SHIPPED, Run, bare_source, imported_utils, run_card
+from utils.course import (
+    SHIPPED,
+    Run,
+    bare_source,
+    hash_with_utils,
+    imported_utils,
+    run_card,
+)
 from utils.remote import Session, plain
 
 
@@ -78,19 +85,10 @@ class Recipe:
         """SHA-256 over code, utils and configuration; folder and comments aside."""
         sources = [_source(one) for one in (self.function, *self.parts)]
         config = {k: v for k, v in self.config.items() if k not in ("folder", "live")}
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-        waiting, seen = set(), set()
-        for source in sources:
-            digest.update(bare_source(source).encode())
-            waiting |= imported_utils(source)
-            waiting |= _modules_used(self.function, source)
-        while waiting - seen:
-            module = min(waiting - seen)
-            seen.add(module)
-            source = (ROOT / "utils" / f"{module}.py").read_text(encoding="utf-8")
-            digest.update(f"{module}:{bare_source(source)}".encode())
-            waiting |= imported_utils(source)
-        return digest.hexdigest()
+        text = json.dumps(config, sort_keys=True) + "".join(map(bare_source, sources))
+        modules = set().union(*map(imported_utils, sources))
+        modules |= set().union(*(_modules_used(self.function, s) for s in sources))
+        return hash_with_utils(text, modules)
 
     def find(self, *places: Path) -> Done | None:
         """Return a finished run of this very recipe, or None."""
@@ -131,16 +129,17 @@ def run(
     `job` is the recipe's function as the app knows it, `app.function(...)(function)`. A
     plain function runs here and may call the session itself.
 
-    Looked for in runs/<mode>/ and, in full mode, in data/runs/. The log, the result and
-    the run card are written to runs/<mode>/<name>-<hash>/, where the function may keep
-    its checkpoints; an interrupted run finds them there. On Modal the function's folder
-    is on the Volume at /runs. `live` asks a function that can to draw while it runs.
+    Looked for in runs/<mode>/ and, unless it is for Modal, in data/runs/. The log, the
+    result and the run card are written to runs/<mode>/<name>-<hash>/, where the
+    function may keep its checkpoints; an interrupted run finds them there. On Modal the
+    function's folder is on the Volume at /runs. `live` asks a function that can to draw
+    while it runs.
     """
     key = recipe.key
     name = f"{recipe.name}-{key[:8]}"
     folder = course.folder / name
     remote = f"/runs/{name}" if jobs.on_modal else None
-    places = [folder, SHIPPED / recipe.name] if course.mode == "full" else [folder]
+    places = [folder] if jobs.on_modal else [folder, SHIPPED / recipe.name]
     if course.mode == "quick":  # for real, each time
         shutil.rmtree(folder, ignore_errors=True)
     elif done := recipe.find(*places):

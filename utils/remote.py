@@ -178,6 +178,16 @@ class Session:
             raise
 
 
+def on_modal(mode: str) -> bool:
+    """Say whether a mode's heavy work would go to Modal: in modal mode with a token.
+
+    Raises:
+        ValueError: an unknown mode, or half a token.
+
+    """
+    return check_mode(mode) == "modal" and _has_token()
+
+
 @contextlib.contextmanager
 def session(app: modal.App, mode: str) -> Iterator[Session]:
     """Choose where a mode's heavy work runs, and say where that is.
@@ -190,7 +200,7 @@ def session(app: modal.App, mode: str) -> Iterator[Session]:
         ConnectionError: Modal cannot be reached.
 
     """
-    if check_mode(mode) != "modal" or not _has_token():
+    if not on_modal(mode):
         why = NO_TOKEN if mode == "modal" else f'MODE = "{mode}"'
         print(f"Runs here: {why}.")
         yield Session(app)

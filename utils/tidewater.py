@@ -21,6 +21,13 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 WAREHOUSES = {
     name: DATA / f"{name}.sqlite" for name in ("warehouse", "twin_a", "twin_b")
 }
+# The table of each column that only one table has, for conditions that are added.
+ONLY_IN = {
+    "channel": "order_lines",
+    "category": "order_lines",
+    "product": "order_lines",
+}
+ONLY_IN |= {"plan": "subscriptions", "carrier": "shipments", "topic": "tickets"}
 PROMPTS = ("launch", "terse", "caveman", "four_rules", "fewshot", "rules")
 _FENCE = re.compile(r"```(?:sql|sqlite)[ \t]*\r?\n(.*?)```", re.DOTALL | re.IGNORECASE)
 
@@ -59,6 +66,15 @@ def frozen_eval() -> str:
             "Restore it; results on another eval cannot be compared with earlier ones"
         )
     return found
+
+
+def load_glossary(use: str) -> dict[str, dict[str, str]]:
+    """Return what users say and the SQL condition it stands for, by kind of phrase.
+
+    'swap' has phrases that can take each other's place, 'add' those that can be added
+    to a question.
+    """
+    return json.loads((DATA / "glossary.json").read_text(encoding="utf-8"))[use]
 
 
 def load_logs() -> list[Trace]:

@@ -1,0 +1,224 @@
+"""Speed of the laptop's model: training against stock TRL, replies against generate().
+
+`make bench` prints two Markdown tables and saves them with a run card. What is compared
+takes turns in one process, so that other load hits all alike: the ratios count.
+
+Training: the same 64 examples in batches of 8, the same adapter rank and learning rate.
+TRL's SFTTrainer is set up as in its own example: padded, 32 bits on a CPU, gradient
+checkpointing, an adapter on all layers. The recipe is that of notebook 04; in its first
+epoch it sees each text for the first time, later it remembers the frozen layers.
+
+Replies: eval questions, greedily, by the adapter that is shipped.
+"""
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from utils import course, models, tidewater  # noqa: E402
+from utils.generate import LocalModel  # noqa: E402
+
+EXAMPLES, BATCH, TRAIN_ROUNDS = 64, 8, 2
+QUESTIONS, ALONE, REPLY_ROUNDS = 128, 6, 2
+RUNS = ROOT / "data" / "runs"
+ADAPTER = RUNS / "04_sft" / "adapter"
+TRAIN = ("TRL as it comes", "recipe, first epoch", "recipe, later epochs")
+REPLY = (
+    "generate(), one by one",
+    "generate(), padded batches",
+    "generate(), the same in bf16",
+    "CTranslate2, 32 bits",
+    "CTranslate2, 8 bits",
+)
+
+
+def trainers(folder: str) -> dict[str, Any]:
+    """Make the trainers that are compared, each with a model of its own."""
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    notebook = course.borrow("04_train_sft", "recipe", GPU="L40S", HOURS=2)
+    saved = json.loads((RUNS / "04_train_sft.json").read_text())["results"]
+    card = json.loads((ADAPTER.parent / "card.json").read_text())
+    config = {k: v for k, v in card["config"].items() if not isinstance(v, str)}
+    config |= {"steps": EXAMPLES // BATCH, "batch": BATCH, "folder": folder}
+    config |= {"log_every": 1, "save_every": 1000}
+    data = Dataset.from_list(saved["training"][:EXAMPLES])
+    check = Dataset.from_list(saved["validation"])
+    stock = SFTConfig(
+        output_dir=folder,
+        max_steps=config["steps"],
+        per_device_train_batch_size=BATCH,
+        learning_rate=config["rate"],
+        bf16=False,
+        use_cpu=models.device() == "cpu",
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    made = {}
+    for name in TRAIN[:2]:
+        model, tokenizer = models.load(models.LAPTOP)
+        ours = name != TRAIN[0]
+        if not ours:
+            model.set_attn_implementation("sdpa")  # what transformers would choose
+        kind = notebook.LeanTrainer if ours else SFTTrainer
+        made[name] = kind(
+            model.train(),
+            args=notebook.settings(config) if ours else stock,
+            train_dataset=data,
+            eval_dataset=check,
+            processing_class=tokenizer,
+            peft_config=notebook.adapter(
+                config if ours else config | {"frozen": 0}, 30
+            ),
+        )
+        made[name].remove_callback(PrinterCallback)
+        made[name].frozen = config["frozen"]
+    return made | {TRAIN[2]: made[TRAIN[1]]}
+
+
+def bench_training() -> dict[str, dict[str, float]]:
+    """Time an epoch of each way, in turns; returns figures by way."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = trainers(folder)
+        rows = made[TRAIN[0]].train_dataset
+        tokens = sum(len(row["input_ids"]) for row in rows)
+        seconds = {name: [] for name in TRAIN}
+        losses = {}
+        for _ in range(TRAIN_ROUNDS):
+            for name in TRAIN:
+                if name == TRAIN[1]:
+                    made[name].known.clear()
+                started = time.perf_counter()
+                made[name].train()
+                seconds[name].append(time.perf_counter() - started)
+                if name not in losses and name != TRAIN[2]:
+                    losses[name] = made[name].evaluate()["eval_loss"]
+    return {
+        name: {
+            "tokens a second": tokens / statistics.median(seconds[name]),
+            # After the first epoch of either; the later ones go on with the same model.
+            "validation loss": losses.get(name, losses[TRAIN[1]]),
+        }
+        for name in TRAIN
+    }
+
+
+def bench_replies() -> dict[str, dict[str, float]]:
+    """Time each way to answer, in turns; returns figures by way."""
+    cases = tidewater.load_cases("eval", QUESTIONS)
+    chats = [[{"role": "user", "content": case["question"]}] for case in cases]
+    ways = {name: answerer(name) for name in REPLY}
+    rates, texts = {name: [] for name in REPLY}, {}
+    for _ in range(REPLY_ROUNDS):
+        for name, answer in ways.items():
+            asked = chats[:ALONE] if name == REPLY[0] else chats
+            started = time.perf_counter()
+            samples = answer(asked)
+            took = time.perf_counter() - started
+            rates[name].append(sum(len(ids) for _, ids in samples) / took)
+            texts[name] = [text for text, _ in samples]
+    reference = texts[REPLY[1]]
+    return {
+        name: {
+            "tokens a second": statistics.median(rates[name]),
+            "same answers": statistics.mean(
+                a == b for a, b in zip(texts[name], reference, strict=False)
+            ),
+        }
+        for name in REPLY
+    }
+
+
+def answerer(name: str) -> Any:
+    """Return a function from chats to (text, token ids) of each reply."""
+    if name.startswith("CTranslate2"):
+        kind = "int8" if "8" in name else "float32"
+        model = LocalModel(models.LAPTOP, ADAPTER, "ctranslate2", compute_type=kind)
+        return lambda chats: [(s.text, s.ids) for (s,) in model.sample(chats)]
+    model = LocalModel(models.LAPTOP, ADAPTER, "transformers")
+    if "bf16" in name:
+        model.model.bfloat16()
+    model.batch = 1 if "one by one" in name else 64
+
+    def answer(chats: list) -> list:
+        # In the order asked, as a loop over questions does it; sample() alone sorts.
+        replies = []
+        for start in range(0, len(chats), model.batch):
+            replies += model.sample(chats[start : start + model.batch])
+        return [(s.text, s.ids) for (s,) in replies]
+
+    return answer
+
+
+def peak(name: str) -> float:
+    """Peak memory of one way in a process of its own, in GiB."""
+    command = [sys.executable, __file__, "--peak", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def alone(name: str) -> None:
+    """Run one way briefly and print the peak memory of this process."""
+    if name in REPLY:
+        cases = tidewater.load_cases("eval", 64)
+        chats = [[{"role": "user", "content": case["question"]}] for case in cases]
+        answerer(name)(chats[:2] if name == REPLY[0] else chats)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            one = trainers(folder)[name]
+            one.args.max_steps = 3
+            one.train()
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(used / (2**30 if sys.platform == "darwin" else 2**20))
+
+
+def table(title: str, found: dict[str, dict[str, float]], base: str) -> str:
+    """Write figures as Markdown; the last column is the ratio to `base`."""
+    names = list(next(iter(found.values())))
+    lines = [f"| {title} | {' | '.join(names)} | times {base} |"]
+    lines.append("| --- |" + " --- |" * (len(names) + 1))
+    for name, row in found.items():
+        ratio = row["tokens a second"] / found[base]["tokens a second"]
+        cells = [f"{row['tokens a second']:,.0f}"]
+        cells += [f"{row[key]:.3g}" for key in names[1:]]
+        lines.append(f"| {name} | {' | '.join(cells)} | {ratio:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Compare, print and save."""
+    if sys.argv[1:2] == ["--peak"]:
+        alone(sys.argv[2])
+        return
+    models.quiet()
+    started = time.perf_counter()
+    training, replies = bench_training(), bench_replies()
+    for found in (training, replies):
+        for name, row in found.items():
+            row["peak GiB"] = peak(name)
+    text = table("training", training, TRAIN[0]) + "\n\n"
+    text += table("replies", replies, REPLY[0])
+    card = course.run_card("make bench", round(time.perf_counter() - started, 1))
+    results = {"training": training, "replies": replies, "table": text}
+    saved = json.dumps({"card": card, "results": results}, indent=1)
+    (ROOT / "runs").mkdir(exist_ok=True)
+    (ROOT / "runs" / "bench_training.json").write_text(saved + "\n")
+    print(text, "Saved runs/bench_training.json; copy it to data/runs.", sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
