@@ -38,6 +38,7 @@ lab: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python tests/bench/bench_sandbox.py
+	$(BIN)/python tests/bench/bench_training.py
 
 figure: $(VENV)/.ready
 	$(BIN)/python -m utils.course front

@@ -84,7 +84,11 @@ class Run:
         return [json.loads(line) for line in lines]
 
     def save_rows(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Write rows as JSON lines to runs/<mode>/<name>; begin it with the number."""
+        """Write rows as JSON lines to runs/<mode>/<name>.
+
+        A name like 04_train.examples.jsonl, with the notebook's number, is shipped with
+        a saved run.
+        """
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (self.folder / name).write_text(text, encoding="utf-8")
 
@@ -309,9 +313,11 @@ def ship(path: Path, mode: str) -> None:
         saved["card"]["sources"] = notebook.metadata["course"]["sources"]
         SHIPPED.mkdir(exist_ok=True)
         (SHIPPED / results.name).write_text(json.dumps(saved, indent=1) + "\n")
-    for rows in sorted(results.parent.glob(f"{path.stem[:2]}_*.jsonl")):
+    for rows in sorted(results.parent.glob(f"{path.stem[:2]}_*.examples.jsonl")):
         shutil.copy(rows, SHIPPED / rows.name)
-    for card in sorted(results.parent.glob(f"{path.stem[:2]}_*/card.json")):
+    cards = results.parent.glob(f"{path.stem[:2]}_*/card.json")
+    # Of two runs of one name the newer one is shipped.
+    for card in sorted(cards, key=lambda c: json.loads(c.read_text())["date"]):
         _ship_costly(card.parent, SHIPPED / json.loads(card.read_text())["name"])
 
 

@@ -72,9 +72,12 @@ def load_glossary(use: str) -> dict[str, dict[str, str]]:
     """Return what users say and the SQL condition it stands for, by kind of phrase.
 
     'swap' has phrases that can take each other's place, 'add' those that can be added
-    to a question.
+    to a question. Raises ValueError for another use.
     """
-    return json.loads((DATA / "glossary.json").read_text(encoding="utf-8"))[use]
+    uses = json.loads((DATA / "glossary.json").read_text(encoding="utf-8"))
+    if use not in uses:
+        raise ValueError(f"no use {use!r}; there are {', '.join(uses)}")
+    return uses[use]
 
 
 def load_logs() -> list[Trace]:

@@ -32,7 +32,10 @@ def swap(
         if not found:
             continue
         old = max(found, key=len)
-        new = rng.choice([p for p in phrases if phrases[p] != phrases[old]])
+        others = [p for p, condition in phrases.items() if condition not in sql]
+        if not others:
+            continue
+        new = rng.choice(others)
         start, end = _places(old, question)[0]
         said = new.lower() if question.islower() else new
         question = question[:start] + said + question[end:]
@@ -65,7 +68,7 @@ def narrow(
         for phrases in glossary.values()
         if (column := re.match(r"\w+", next(iter(phrases.values())))[0])
         and tables.get(column, table[1]) == table[1]
-        and not re.search(rf"\b{column}\b", sql)
+        and not re.search(rf"\b{column}\b(?!<>)", sql)  # what is left out may stay
         for pair in [rng.choice(list(phrases.items()))]
     ]
     if not options or " or " in sql:

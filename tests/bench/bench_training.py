@@ -29,34 +29,33 @@ sys.path.insert(0, str(ROOT))
 from utils import course, models, tidewater  # noqa: E402
 from utils.generate import LocalModel  # noqa: E402
 
-EXAMPLES, BATCH, TRAIN_ROUNDS = 64, 8, 2
-QUESTIONS, ALONE, REPLY_ROUNDS = 128, 6, 2
+EXAMPLES, BATCH, ROUNDS = 64, 8, 2
 RUNS = ROOT / "data" / "runs"
 ADAPTER = RUNS / "04_sft" / "adapter"
 TRAIN = ("TRL as it comes", "recipe, first epoch", "recipe, later epochs")
-REPLY = (
-    "generate(), one by one",
-    "generate(), padded batches",
-    "generate(), the same in bf16",
-    "CTranslate2, 32 bits",
-    "CTranslate2, 8 bits",
-)
+# The ways to reply, and how many questions each is asked: slow ones get fewer.
+REPLY = {
+    "generate(), one by one": 6,
+    "generate(), padded batches": 128,
+    "generate(), the same in bf16": 16,
+    "CTranslate2, 32 bits": 128,
+    "CTranslate2, 8 bits": 128,
+}
 
 
-def trainers(folder: str) -> dict[str, Any]:
+def trainers(folder: str, names: tuple[str, ...] = TRAIN[:2]) -> dict[str, Any]:
     """Make the trainers that are compared, each with a model of its own."""
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
     notebook = course.borrow("04_train_sft", "recipe", GPU="L40S", HOURS=2)
-    saved = json.loads((RUNS / "04_train_sft.json").read_text())["results"]
     card = json.loads((ADAPTER.parent / "card.json").read_text())
     config = {k: v for k, v in card["config"].items() if not isinstance(v, str)}
     config |= {"steps": EXAMPLES // BATCH, "batch": BATCH, "folder": folder}
     config |= {"log_every": 1, "save_every": 1000}
-    data = Dataset.from_list(saved["training"][:EXAMPLES])
-    check = Dataset.from_list(saved["validation"])
+    data = Dataset.from_list(rows_of("04_train.examples.jsonl")[:EXAMPLES])
+    check = Dataset.from_list(rows_of("04_validation.examples.jsonl"))
     stock = SFTConfig(
         output_dir=folder,
         max_steps=config["steps"],
@@ -69,7 +68,7 @@ def trainers(folder: str) -> dict[str, Any]:
         disable_tqdm=True,
     )
     made = {}
-    for name in TRAIN[:2]:
+    for name in names:
         model, tokenizer = models.load(models.LAPTOP)
         ours = name != TRAIN[0]
         if not ours:
@@ -87,18 +86,24 @@ def trainers(folder: str) -> dict[str, Any]:
         )
         made[name].remove_callback(PrinterCallback)
         made[name].frozen = config["frozen"]
-    return made | {TRAIN[2]: made[TRAIN[1]]}
+    return made
+
+
+def rows_of(name: str) -> list[dict[str, Any]]:
+    """Read a shipped file of examples."""
+    return [json.loads(line) for line in (RUNS / name).read_text().splitlines()]
 
 
 def bench_training() -> dict[str, dict[str, float]]:
     """Time an epoch of each way, in turns; returns figures by way."""
     with tempfile.TemporaryDirectory() as folder:
         made = trainers(folder)
+        made[TRAIN[2]] = made[TRAIN[1]]
         rows = made[TRAIN[0]].train_dataset
         tokens = sum(len(row["input_ids"]) for row in rows)
         seconds = {name: [] for name in TRAIN}
         losses = {}
-        for _ in range(TRAIN_ROUNDS):
+        for _ in range(ROUNDS):
             for name in TRAIN:
                 if name == TRAIN[1]:
                     made[name].known.clear()
@@ -119,19 +124,17 @@ def bench_training() -> dict[str, dict[str, float]]:
 
 def bench_replies() -> dict[str, dict[str, float]]:
     """Time each way to answer, in turns; returns figures by way."""
-    cases = tidewater.load_cases("eval", QUESTIONS)
-    chats = [[{"role": "user", "content": case["question"]}] for case in cases]
     ways = {name: answerer(name) for name in REPLY}
     rates, texts = {name: [] for name in REPLY}, {}
-    for _ in range(REPLY_ROUNDS):
+    for _ in range(ROUNDS):
         for name, answer in ways.items():
-            asked = chats[:ALONE] if name == REPLY[0] else chats
+            chats = questions(REPLY[name])
             started = time.perf_counter()
-            samples = answer(asked)
+            samples = answer(chats)
             took = time.perf_counter() - started
             rates[name].append(sum(len(ids) for _, ids in samples) / took)
             texts[name] = [text for text, _ in samples]
-    reference = texts[REPLY[1]]
+    reference = texts["generate(), padded batches"]
     return {
         name: {
             "tokens a second": statistics.median(rates[name]),
@@ -141,6 +144,12 @@ def bench_replies() -> dict[str, dict[str, float]]:
         }
         for name in REPLY
     }
+
+
+def questions(n: int) -> list[list[dict[str, str]]]:
+    """Return the first questions of the eval, each as a chat."""
+    cases = tidewater.load_cases("eval", n)
+    return [[{"role": "user", "content": case["question"]}] for case in cases]
 
 
 def answerer(name: str) -> Any:
@@ -174,12 +183,12 @@ def peak(name: str) -> float:
 def alone(name: str) -> None:
     """Run one way briefly and print the peak memory of this process."""
     if name in REPLY:
-        cases = tidewater.load_cases("eval", 64)
-        chats = [[{"role": "user", "content": case["question"]}] for case in cases]
-        answerer(name)(chats[:2] if name == REPLY[0] else chats)
+        answerer(name)(questions(min(64, REPLY[name])))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            one = trainers(folder)[name]
+            (one,) = trainers(
+                folder, (name if name in TRAIN[:2] else TRAIN[1],)
+            ).values()
             one.args.max_steps = 3
             one.train()
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -211,7 +220,7 @@ def main() -> None:
         for name, row in found.items():
             row["peak GiB"] = peak(name)
     text = table("training", training, TRAIN[0]) + "\n\n"
-    text += table("replies", replies, REPLY[0])
+    text += table("replies", replies, next(iter(REPLY)))
     card = course.run_card("make bench", round(time.perf_counter() - started, 1))
     results = {"training": training, "replies": replies, "table": text}
     saved = json.dumps({"card": card, "results": results}, indent=1)
