@@ -87,7 +87,7 @@ def test_cells_are_short(path):
     assert max(len(line) for s in sources for line in s.splitlines()) <= 88
     assert not any("pip install" in source for source in sources)
     words = sum(len(text.split()) for text in prose_of(load(path)))
-    assert 500 <= words <= 1300
+    assert 500 <= words <= 1400
 
 
 @pytest.mark.parametrize("path", PATHS, ids=NAMES)

@@ -9,8 +9,10 @@ import importlib.metadata
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 from datasets import Dataset
@@ -23,6 +25,7 @@ from utils import course, models, remote
 from utils.course import ROOT
 
 pytestmark = pytest.mark.timeout(180)
+NOTEBOOK = ROOT / "notebooks" / "04_train_sft.ipynb"
 PARAMETERS = {"MODE": "quick", "GPU": "L40S", "HOURS": 2, "MODEL": "tiny", "SEED": 0}
 
 
@@ -78,6 +81,43 @@ def test_it_learns_sixteen_examples_by_heart_and_nothing_else(recipe, config):
     result = recipe["train_sft"](config | settings)
     assert losses(result)[-1] < 0.05
     assert result["validation_loss"] > 1.0
+
+
+def test_batches_are_of_one_length_and_come_in_random_order(recipe):
+    def text(n):
+        return {"prompt": [{"content": "q" * n}], "completion": [{"content": "a"}]}
+
+    config = {"examples": [text(n) for n in range(60)], "batch": 5, "seed": 0}
+    drawn = recipe["in_order"](config | {"steps": 24})
+    sizes = [len(row["prompt"][0]["content"]) for row in drawn]
+    assert sorted(sizes[:60]) == sorted(sizes[60:]) == list(range(60))  # two passes
+    batches = [sizes[i : i + 5] for i in range(0, 120, 5)]
+    assert all(max(batch) - min(batch) == 4 for batch in batches)
+    assert batches[:12] != sorted(batches[:12]) and batches[:12] != batches[12:]
+    assert drawn == recipe["in_order"](config | {"steps": 24})
+    assert drawn != recipe["in_order"](config | {"steps": 24, "seed": 1})
+
+
+@pytest.mark.parametrize(("examples", "batch", "steps"), [(3, 8, 2), (9, 4, 5)])
+def test_any_number_of_examples_fills_a_run(recipe, examples, batch, steps):
+    config = {"examples": EXAMPLES[:examples], "batch": batch, "steps": steps}
+    drawn = recipe["in_order"](config | {"seed": 0})
+    assert len(drawn) == batch * steps
+    assert all(example in drawn for example in EXAMPLES[:examples])
+
+
+def test_a_short_run_answers_and_keeps_no_weights(
+    recipe, config, tmp_path, monkeypatch
+):
+    """The cell of notebook 04 that is not tagged, since 05 does not need it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    (source,) = [c.source for c in cells if c.source.startswith("def train_arm")]
+    scope = recipe | {"shutil": shutil}
+    exec(source, scope)
+    done = scope["train_arm"](config | {"questions": ["How many?", "Who bought?"]})
+    assert len(done["replies"]) == 2 and losses(done)
+    assert not list(Path(config["folder"]).rglob("*.safetensors"))
 
 
 def test_the_loss_is_that_of_trls_own_trainer(recipe, config):
@@ -292,6 +332,8 @@ def test_the_recipe_has_at_most_300_lines():
     notebook, utils = recipe_lines()
     assert 100 < notebook < 220
     assert notebook + utils <= 300
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"recipe has {notebook + utils} lines" in readme
 
 
 def recipe_lines():

@@ -87,7 +87,10 @@ class Recipe:
         config = {k: v for k, v in self.config.items() if k not in ("folder", "live")}
         text = json.dumps(config, sort_keys=True) + "".join(map(bare_source, sources))
         modules = set().union(*map(imported_utils, sources))
-        modules |= set().union(*(_modules_used(self.function, s) for s in sources))
+        for one, source in zip((self.function, *self.parts), sources, strict=True):
+            modules |= _modules_used(
+                one if inspect.isroutine(one) else self.function, source
+            )
         return hash_with_utils(text, modules)
 
     def find(self, *places: Path) -> Done | None:

@@ -54,12 +54,16 @@ def trainers(folder: str, names: tuple[str, ...] = TRAIN[:2]) -> dict[str, Any]:
     config = {k: v for k, v in card["config"].items() if not isinstance(v, str)}
     config |= {"steps": EXAMPLES // BATCH, "batch": BATCH, "folder": folder}
     config |= {"log_every": 1, "save_every": 1000}
-    data = Dataset.from_list(rows_of("04_train.examples.jsonl")[:EXAMPLES])
+    config["examples"] = rows_of("04_train.examples.jsonl")[:EXAMPLES]
+    lean = notebook.settings(config)
+    # It would evaluate and save after the last step, which TRL's example does not.
+    lean.eval_strategy = lean.save_strategy = "no"
     check = Dataset.from_list(rows_of("04_validation.examples.jsonl"))
     stock = SFTConfig(
         output_dir=folder,
         max_steps=config["steps"],
         per_device_train_batch_size=BATCH,
+        per_device_eval_batch_size=lean.per_device_eval_batch_size,
         learning_rate=config["rate"],
         bf16=False,
         use_cpu=models.device() == "cpu",
@@ -76,8 +80,10 @@ def trainers(folder: str, names: tuple[str, ...] = TRAIN[:2]) -> dict[str, Any]:
         kind = notebook.LeanTrainer if ours else SFTTrainer
         made[name] = kind(
             model.train(),
-            args=notebook.settings(config) if ours else stock,
-            train_dataset=data,
+            args=lean if ours else stock,
+            train_dataset=Dataset.from_list(
+                notebook.in_order(config) if ours else config["examples"]
+            ),
             eval_dataset=check,
             processing_class=tokenizer,
             peft_config=notebook.adapter(
@@ -191,8 +197,12 @@ def alone(name: str) -> None:
             ).values()
             one.args.max_steps = 3
             one.train()
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(used / (2**30 if sys.platform == "darwin" else 2**20))
+    status = Path("/proc/self/status")  # rusage would begin at the parent's peak
+    if status.exists():
+        peak = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        print(int(peak.split()[1]) / 2**20)
+    else:
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30)
 
 
 def table(title: str, found: dict[str, dict[str, float]], base: str) -> str:
