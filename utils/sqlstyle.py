@@ -24,6 +24,8 @@ _SHARE = re.compile(
     r"(?:100|100\.0|1\.0) \* SUM\(CASE WHEN (.+) THEN 1 ELSE 0 END\)"
     r" / COUNT\([*\w]+\)"
 )
+# 100.0 * (now - before) / before, of two sums with names
+_GROWTH = re.compile(r"ROUND\(100(?:\.0)? \* \((\w+) - (\w+)\) / \2, 1\)")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -63,10 +65,10 @@ def house(sql: str) -> str:
     """Return a query as the analysts write it: normalised, and with house habits.
 
     Samples and spam are left out by name, a breakdown is in the order of its groups, a
-    ranking is by the shown column, a share is an average. These change the meaning
-    on some data: take the result only where the rows stay the same.
+    ranking is by the shown column, a share is an average, growth is one SELECT. These
+    change the meaning on some data: take the result only where the rows stay the same.
     """
-    tree = sqlglot.parse_one(normalise(sql), read="sqlite").transform(_share)
+    tree = _growth(sqlglot.parse_one(normalise(sql), read="sqlite")).transform(_share)
     for select in list(tree.find_all(exp.Select)):
         source = select.find(exp.Table)
         if left_out := LEFT_OUT.get(source.name if source else ""):
@@ -90,6 +92,47 @@ def house(sql: str) -> str:
     return normalise(tree.sql(dialect="sqlite"))
 
 
+def _growth(tree: exp.Expression) -> exp.Expression:
+    """Write 100.0 * (a - b) / b over two sums of a subquery as one SELECT."""
+    inner = next((s for s in tree.find_all(exp.Select) if s is not tree), None)
+    if inner is None or len(list(tree.find_all(exp.Select))) != 2:
+        return tree
+    sums = {c.alias: c.this for c in inner.selects if isinstance(c, exp.Alias)}
+    found = _GROWTH.fullmatch(tree.selects[0].sql(dialect="sqlite"))
+    plain = not any(tree.args.get(k) for k in ("where", "group", "order", "limit"))
+    if not (found and plain and found[1] in sums and found[2] in sums):
+        return tree
+    flat, where = inner.copy(), inner.args.get("where")
+    period = where.find(exp.Between) if where else None
+    texts = []
+    for name in (found[1], found[2]):
+        part = sums[name].copy()
+        for case in part.find_all(exp.Case):
+            case.set("default", None)
+            for branch in case.args["ifs"]:
+                branch.set("this", _conditions(_closed(branch.this, period)))
+        texts.append(part.sql(dialect="sqlite"))
+    flat.set("expressions", [])
+    growth = f"ROUND(100.0 * {texts[0]} / {texts[1]} - 100, 1)"
+    flat.select(growth, dialect="sqlite", copy=False)
+    if period and all("BETWEEN" in text for text in texts):
+        kept = [c for c in _anded(flat.args["where"].this) if c != period]
+        flat.set("where", exp.Where(this=exp.and_(*kept)) if kept else None)
+    return flat
+
+
+def _closed(condition: exp.Expression, period: exp.Between | None) -> exp.Expression:
+    """Give a one-sided condition on a day the other end of the query's period."""
+    if period is None or not isinstance(condition, exp.GTE | exp.LT):
+        return condition
+    if condition.this != period.this or not _bound(condition, exp.GTE, exp.LT):
+        return condition
+    after = isinstance(condition, exp.GTE)
+    last = period.args["high"] if after else _moved(condition.expression, -1)
+    first = condition.expression if after else period.args["low"]
+    return exp.Between(this=condition.this.copy(), low=first.copy(), high=last.copy())
+
+
 def _share(node: exp.Expression) -> exp.Expression:
     """Write a count of ones over a count as an average; leave whole fees unrounded."""
     text = node.sql(dialect="sqlite")
@@ -97,6 +140,8 @@ def _share(node: exp.Expression) -> exp.Expression:
         return sqlglot.parse_one(f"100.0 * AVG({found[1]})", read="sqlite")
     if text == "ROUND(SUM(monthly_fee), 2)":
         return node.this
+    if isinstance(node, exp.Case) and node.args.get("default") == exp.Literal.number(0):
+        node.set("default", None)
     if text.startswith("100.0 * (1 - "):
         node.set("this", exp.Literal.number(100))
     return node

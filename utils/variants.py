@@ -83,6 +83,11 @@ def narrow(
     return question, sqlstyle.normalise(sql)
 
 
+def returned(sql: str) -> str:
+    """Return a query's columns with texts blanked: the same for queries of one kind."""
+    return re.sub(r"'[^']*'", "?", sql.split(" from ")[0])
+
+
 def _places(phrase: str, question: str) -> list[tuple[int, int]]:
     """Where a phrase stands as words of its own, in any case."""
     words = re.compile(rf"(?<!\w){re.escape(phrase)}(?!\w)", re.IGNORECASE)
