@@ -313,6 +313,53 @@ def test_house_habits(sql, told):
     assert house(told) == told
 
 
+JUNE = "between '2026-06-01' and '2026-06-30'"
+MAY = "between '2026-05-01' and '2026-05-31'"
+GROWN = (
+    f"select round(100.0*sum(case when opened_date {JUNE} then 1 end)/sum(case when "
+    f"opened_date {MAY} then 1 end)-100,1) from tickets where is_test=0 "
+    "and topic<>'spam'"
+)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        # two whole ranges in a CTE
+        "WITH s AS (SELECT SUM(CASE WHEN opened_date >= '2026-06-01' AND opened_date < "
+        "'2026-07-01' THEN 1 ELSE 0 END) AS now, SUM(CASE WHEN opened_date BETWEEN "
+        "'2026-05-01' AND '2026-05-31' THEN 1 END) AS before FROM tickets WHERE "
+        "is_test = 0) SELECT ROUND(100.0 * (now - before) / before, 1) FROM s",
+        # two halves of the query's period, in a subquery
+        "SELECT ROUND(100.0 * (b - a) / a, 1) FROM (SELECT SUM(CASE WHEN opened_date < "
+        "'2026-06-01' THEN 1 ELSE 0 END) AS a, SUM(CASE WHEN opened_date >= "
+        "'2026-06-01' THEN 1 ELSE 0 END) AS b FROM tickets WHERE is_test = 0 AND "
+        "opened_date >= '2026-05-01' AND opened_date < '2026-07-01')",
+        GROWN,
+    ],
+)
+def test_growth_is_one_select(grader, sql):
+    assert house(sql) == GROWN
+    without_spam = sql.replace("is_test = 0", "is_test = 0 AND topic <> 'spam'")
+    assert right(grader, [without_spam], [GROWN]) == [True]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        # three queries, a condition outside, a column that is not there
+        "with s as (select count(*) as a,count(*) as b from customers),"
+        "t as (select 1 as c) select round(100.0*(a-b)/b,1) from s",
+        "with s as (select count(*) as a,count(*) as b from customers) "
+        "select round(100.0*(a-b)/b,1) from s where b>10",
+        "with s as (select count(*) as a,count(*) as b from customers) "
+        "select round(100.0*(a-c)/c,1) from s",
+    ],
+)
+def test_what_is_no_plain_growth_stays(sql):
+    assert house(sql) == normalise(sql)
+
+
 def test_queries_of_one_form_differ_in_names_periods_and_sizes_only():
     template = (
         "SELECT region, COUNT(*) FROM tickets WHERE topic {topic} AND opened_date "
