@@ -5,6 +5,7 @@ import json
 import linecache
 import os
 import shutil
+import types
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -319,6 +320,16 @@ def shipped(tree, done):
     shutil.copytree(done.folder, target)
     shutil.rmtree(done.folder)
     return target
+
+
+def test_a_borrowed_part_brings_the_modules_of_its_own_notebook(tree):
+    alpha = types.ModuleType("utils.alpha")
+    lent = cell("def part(x):\n    return alpha.RATE * x\n", alpha=alpha)
+    mine = cell("def f(config):\n    return part(1)\n", part=lent.part)
+    recipe = Recipe("05_x", mine.f, CONFIG, [lent.part])
+    before = recipe.key
+    write(tree, alpha="RATE = 2\n")
+    assert recipe.key != before
 
 
 def test_a_shipped_run_is_replayed_here_but_not_on_modal_or_in_quick_mode(tree, count):
