@@ -9,10 +9,8 @@ import importlib.metadata
 import json
 import math
 import re
-import shutil
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
 from datasets import Dataset
@@ -25,7 +23,6 @@ from utils import course, models, remote
 from utils.course import ROOT
 
 pytestmark = pytest.mark.timeout(180)
-NOTEBOOK = ROOT / "notebooks" / "04_train_sft.ipynb"
 PARAMETERS = {"MODE": "quick", "GPU": "L40S", "HOURS": 2, "MODEL": "tiny", "SEED": 0}
 
 
@@ -104,20 +101,6 @@ def test_any_number_of_examples_fills_a_run(recipe, examples, batch, steps):
     drawn = recipe["in_order"](config | {"seed": 0})
     assert len(drawn) == batch * steps
     assert all(example in drawn for example in EXAMPLES[:examples])
-
-
-def test_a_short_run_answers_and_keeps_no_weights(
-    recipe, config, tmp_path, monkeypatch
-):
-    """The cell of notebook 04 that is not tagged, since 05 does not need it."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    cells = nbformat.read(NOTEBOOK, as_version=4).cells
-    (source,) = [c.source for c in cells if c.source.startswith("def train_arm")]
-    scope = recipe | {"shutil": shutil}
-    exec(source, scope)
-    done = scope["train_arm"](config | {"questions": ["How many?", "Who bought?"]})
-    assert len(done["replies"]) == 2 and losses(done)
-    assert not list(Path(config["folder"]).rglob("*.safetensors"))
 
 
 def test_the_loss_is_that_of_trls_own_trainer(recipe, config):
