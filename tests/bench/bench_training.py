@@ -95,6 +95,11 @@ def trainers(folder: str, names: tuple[str, ...] = TRAIN[:2]) -> dict[str, Any]:
     return made
 
 
+def told(name: str, seconds: float) -> None:
+    """Say what was just timed: the whole takes minutes."""
+    print(f"{name}: {seconds:.1f} s", file=sys.stderr, flush=True)
+
+
 def rows_of(name: str) -> list[dict[str, Any]]:
     """Read a shipped file of examples."""
     return [json.loads(line) for line in (RUNS / name).read_text().splitlines()]
@@ -116,6 +121,7 @@ def bench_training() -> dict[str, dict[str, float]]:
                 started = time.perf_counter()
                 made[name].train()
                 seconds[name].append(time.perf_counter() - started)
+                told(name, seconds[name][-1])
                 if name not in losses and name != TRAIN[2]:
                     losses[name] = made[name].evaluate()["eval_loss"]
     return {
@@ -138,6 +144,7 @@ def bench_replies() -> dict[str, dict[str, float]]:
             started = time.perf_counter()
             samples = answer(chats)
             took = time.perf_counter() - started
+            told(name, took)
             rates[name].append(sum(len(ids) for _, ids in samples) / took)
             texts[name] = [text for text, _ in samples]
     reference = texts["generate(), padded batches"]
@@ -181,6 +188,7 @@ def answerer(name: str) -> Any:
 
 def peak(name: str) -> float:
     """Peak memory of one way in a process of its own, in GiB."""
+    print(f"{name}: peak memory", file=sys.stderr, flush=True)
     command = [sys.executable, __file__, "--peak", name]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
