@@ -243,6 +243,18 @@ def test_an_unknown_engine_is_a_clear_error():
         LocalModel("no-model", engine="vllm")
 
 
+def test_answering_leaves_torch_its_threads(tiny, kept):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        LocalModel(tiny, engine="ctranslate2").replies(
+            [[{"role": "user", "content": "x"}]]
+        )
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_without_a_gpu_the_engine_is_ctranslate2(tiny, kept):
     assert LocalModel(tiny).engine == "ctranslate2"
 

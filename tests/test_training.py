@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from standin import Standin
-from tiny import EXAMPLES, tiny_model
+from tiny import EXAMPLES, PAIRS, tiny_model
 from trl import SFTTrainer
 
 from utils import course, models, remote
@@ -306,6 +307,47 @@ def closure(names):
         wanted = [re.match(r"[\w.-]+", r)[0] for r in requires if "extra ==" not in r]
         waiting += [name.lower().replace("_", "-") for name in wanted]
     return found | {name.replace("-", "_") for name in found}
+
+
+# --- short runs on part of the data --------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def arm():
+    """`train_arm` of notebook 04, among the names of the recipe."""
+    names = PARAMETERS | {"shutil": shutil}
+    return course.borrow("04_train_sft", "recipe", "arm", **names).train_arm
+
+
+def test_a_short_run_answers_and_keeps_no_weights(arm, recipe, config):
+    questions = [pair[0] for pair in PAIRS[:3]]
+    done = arm(config | {"questions": questions})
+    left = [path.suffix for path in Path(config["folder"]).rglob("*") if path.is_file()]
+    assert left == [".jsonl"]  # the diary
+    again = recipe["train_sft"](config | {"folder": config["folder"] + "_again"})
+    ask = {"adapter": config["folder"] + "_again/adapter", "prompt": "", "alone": 0}
+    told = recipe["answer"](config | ask | {"questions": questions})
+    assert done["replies"] == [text for text, *_ in told["replies"]]
+    assert len(done["replies"]) == 3 and losses(done) == losses(again)
+
+
+def test_short_runs_with_all_weights_and_through_modals_client(arm, config, tmp_path):
+    questions = [pair[0] for pair in PAIRS[:3]]
+    every = {"questions": questions, "rank": 0, "frozen": 0, "steps": 2, "rate": 1e-3}
+    here = arm(config | every)
+    assert len(here["replies"]) == 3 and here["trained_weights"] > 100_000
+    assert not list(Path(config["folder"]).rglob("*.safetensors"))
+    app, volume_path = remote.modal.App("test"), tmp_path / "volume"
+    with Standin() as modal_here:
+        volume = remote.modal.Volume.from_name("test", create_if_missing=True)
+        heavy = arm.__globals__["HEAVY"] | {"volumes": {str(volume_path): volume}}
+        with remote.session(app, "modal") as jobs:
+            job = app.function(**heavy)(arm)
+            there = jobs.run(job, config | every | {"folder": f"{volume_path}/arm"})
+        assert not list(modal_here.volume("test").rglob("*.safetensors"))
+    assert not modal_here.unknown and not modal_here.errors
+    assert there["replies"] == here["replies"]
+    assert losses(there) == pytest.approx(losses(here), rel=1e-5)
 
 
 # --- three hundred lines -------------------------------------------------------------

@@ -61,7 +61,9 @@ class LocalModel:
         else:
             folder, self.tokenizer = _converted(self.name, self.adapter)
             import ctranslate2
+            import torch
 
+            threads = torch.get_num_threads()
             self.model = ctranslate2.Generator(
                 str(folder),
                 compute_type=self.compute_type,
@@ -70,6 +72,9 @@ class LocalModel:
                 inter_threads=_cores(),
                 intra_threads=1,
             )
+            # It sets OpenMP's number of threads for this whole thread of Python: a
+            # training after it would run on one core.
+            torch.set_num_threads(threads)
 
     def __call__(self, messages: Messages) -> Reply:
         """Answer one chat, greedily."""
