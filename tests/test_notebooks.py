@@ -291,6 +291,8 @@ def test_04_trains_for_real_and_evaluates_the_shipped_adapter(executed):
     assert full["dropped"]["left"] == found["dropped"]["left"] > 800
     low = full["broken_habits"]["thumbs_up"][1]
     assert low > full["broken_habits"]["approved"][2]  # the intervals are apart
+    assert found["arms"] == full["arms"] and found["parts"] == full["parts"]
+    assert {n for _, n in full["arms"].values()} == {150} and len(full["arms"]) == 8
     (trained,) = (executed / "runs/quick").glob("04_quick-*/card.json")
     card = json.loads(trained.read_text())
     assert card["config"]["steps"] == 4 and card["seconds"] > 0

@@ -1,7 +1,8 @@
 """Speed of the laptop's model: training against stock TRL, replies against generate().
 
-`make bench` prints two Markdown tables and saves them with a run card. What is compared
-takes turns in one process, so that other load hits all alike: the ratios count.
+`make bench` prints two Markdown tables and saves them with a run card each; with the
+word `training` or `replies` one of them is made anew. What is compared takes
+turns in one process, so that other load hits all alike: the ratios count.
 
 Training: the same 64 examples in batches of 8, the same adapter rank and learning rate.
 TRL's SFTTrainer is set up as in its own example: padded, 32 bits on a CPU, gradient
@@ -265,19 +266,30 @@ def main() -> None:
         alone(sys.argv[2])
         return
     models.quiet()
-    started = time.perf_counter()
-    training, replies = bench_training(), bench_replies()
-    for found in (training, replies):
+    kept = RUNS / "bench_training.json"
+    saved = json.loads(kept.read_text()) if kept.exists() else {"results": {}}
+    results, cards = saved["results"], saved.get("cards", {})
+    for part in sys.argv[1:] or PARTS:
+        started = time.perf_counter()
+        found = PARTS[part]()
         for name, row in found.items():
             row["peak GiB"] = peak(name)
-    text = table("training", training, TRAIN[0]) + "\n\n"
-    text += table("replies", replies, next(iter(REPLY)))
-    card = course.run_card("make bench", round(time.perf_counter() - started, 1))
-    results = {"training": training, "replies": replies, "table": text}
-    saved = json.dumps({"card": card, "results": results}, indent=1)
+        results[part] = found
+        command = f"python tests/bench/bench_training.py {part}"
+        cards[part] = course.run_card(command, round(time.perf_counter() - started, 1))
+    results["table"] = "\n\n".join(
+        table(part, results[part], next(iter(results[part])))
+        for part in PARTS
+        if part in results
+    )
+    text = json.dumps({"cards": cards, "results": results}, indent=1)
     (ROOT / "runs").mkdir(exist_ok=True)
-    (ROOT / "runs" / "bench_training.json").write_text(saved + "\n")
-    print(text, "Saved runs/bench_training.json; copy it to data/runs.", sep="\n\n")
+    (ROOT / "runs" / "bench_training.json").write_text(text + "\n")
+    print(results["table"])
+    print("\nSaved runs/bench_training.json; copy it to data/runs.")
+
+
+PARTS = {"training": bench_training, "replies": bench_replies}
 
 
 if __name__ == "__main__":
