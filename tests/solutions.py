@@ -45,6 +45,9 @@ SOLUTIONS = {
         losses, key=lambda name: (math.isnan(losses[name]), losses[name])
     )[: max(1, len(losses) // keep)],
     "05.3": ("L4", 19.2),
+    "06.1": 0.54,
+    "06.2": lambda n, c, k: 1 - math.comb(n - c, k) / math.comb(n, k),
+    "06.3": 14,
 }
 
 # Answers that are almost right: the checks must tell them apart.
@@ -74,4 +77,7 @@ NEAR_MISSES = {
     "05.1": 16 * 10 + 8 * 20 + 4 * 40 + 2 * 80,
     "05.2": lambda losses, keep: sorted(losses, key=losses.get)[: len(losses) // keep],
     "05.3": ("L4", 9.6),
+    "06.1": 0.577,
+    "06.2": lambda n, c, k: 1 - (1 - c / n) ** k,
+    "06.3": 13,
 }

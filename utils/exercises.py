@@ -216,3 +216,23 @@ def _survivors(answer: Callable[[dict[str, float], int], list[str]]) -> bool:
 def _worst_bill(answer: tuple[str, float]) -> bool:
     name, usd = answer
     return abs(usd - 24 * 2 * 0.5 * load_prices().gpu(name).price) <= 0.01
+
+
+@_exercise("06.1", "Mean 6/8; the sample's standard deviation divides by 7, not by 8.")
+def _advantage(answer: float) -> bool:
+    rewards = np.array([1.0] * 6 + [0.0] * 2)
+    return abs(answer - (1 - rewards.mean()) / rewards.std(ddof=1)) <= 0.005
+
+
+@_exercise("06.2", "One less the share of draws that hold wrong ones only; math.comb.")
+def _pass_at_k(answer: Callable[[int, int, int], float]) -> bool:
+    trials = ((8, 2, 1), (8, 2, 4), (8, 0, 3), (8, 8, 1), (8, 6, 3), (16, 1, 16))
+    right = [1 - math.comb(n - c, k) / math.comb(n, k) for n, c, k in trials]
+    return np.allclose([answer(*trial) for trial in trials], right)
+
+
+@_exercise("06.3", "All right has probability 0.95**n; all wrong is as good as never.")
+def _mixed_group(answer: int) -> bool:
+    p = 0.95
+    sizes = (n for n in range(1, 100) if 1 - p**n - (1 - p) ** n > 0.5)
+    return answer == next(sizes)

@@ -17,8 +17,9 @@ import platform
 import socket
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment
@@ -48,16 +49,28 @@ NO_TOKEN = (
 )
 
 
-def image(*packages: str) -> modal.Image:
+def image(
+    *packages: str, pinned: Sequence[str] = (), data: Path | None = None
+) -> modal.Image:
     """Describe a container like this environment: its Python, packages and utils.
 
-    `packages` are more of the packages installed here. All get the versions that they
-    have here, for functions of a notebook travel pickled, which stands no other.
+    Args:
+        *packages: more of the packages installed here. All get the versions that they
+            have here, for functions of a notebook travel pickled.
+        pinned: "name==version" of what is not installed here, or must differ there.
+        data: a folder that `utils` finds beside itself, less what runs left in it.
+
     """
+    other = {pin.partition("==")[0] for pin in pinned}
+    names = [name for name in (*PACKAGES, *packages) if name not in other]
     # A build for one kind of machine ("+cpu") has no place on another.
-    pins = [f"{p}=={version(p).partition('+')[0]}" for p in (*PACKAGES, *packages)]
-    plain = modal.Image.debian_slim(python_version=LOCAL).pip_install(*pins)
-    return plain.add_local_python_source("utils")
+    pins = [f"{name}=={version(name).partition('+')[0]}" for name in names]
+    plain = modal.Image.debian_slim(python_version=LOCAL).pip_install(*pins, *pinned)
+    plain = plain.add_local_python_source("utils")
+    if data is None:
+        return plain
+    # Files of utils lie in /root/utils and look for their data beside that.
+    return plain.add_local_dir(data, "/root/data", ignore=["runs/**"])
 
 
 def gpu(name: str) -> str:
