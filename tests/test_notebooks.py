@@ -314,13 +314,34 @@ def test_05_halves_for_real_and_replays_the_shipped_sweep(executed):
     assert [json.loads(row)["step"] for row in log] == [1, 1, 2]
 
 
+def test_06_practises_for_real_and_replays_the_shipped_run(executed):
+    found = results(executed, "06_train_rl")
+    full = json.loads((course.SHIPPED / "06_train_rl.json").read_text())["results"]
+    assert found["right"] == full["right"]
+    assert {n for _, n in full["right"].values()} == {250}
+    assert [len(bar["right"]) for bar in full["ladder"]] == [250, 250]
+    assert full["right"]["SFT"][0] < full["right"]["GRPO, seed 0"][0]
+    assert found["before"] == full["before"] and full["before"]["mixed"] > 120
+    # Another machine's rounding may tip a token.
+    same, asked = found["adapter_repeats"]
+    assert asked == 16 and same >= 14
+    (trained,) = (executed / "runs/quick").glob("06_quick-*/card.json")
+    log = (trained.parent / "log.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in log] == [0, 1, 2]
+    notebook = (executed / "runs/quick/06_train_rl.ipynb").read_text()
+    assert "Replayed, not run now: 06_rl_seed_0" in notebook
+
+
 def test_shipped_runs_have_their_logs_cards_and_adapters():
-    adapter = course.SHIPPED / "04_sft" / "adapter" / "adapter_model.safetensors"
-    assert adapter.stat().st_size < 20e6
-    for folder in course.SHIPPED.glob("0[45]_*/"):
+    for name in ("04_sft", "06_rl_seed_0"):
+        adapter = course.SHIPPED / name / "adapter" / "adapter_model.safetensors"
+        assert adapter.stat().st_size < 20e6
+    for folder in course.SHIPPED.glob("0[456]_*/"):
         card = json.loads((folder / "card.json").read_text())
         assert card["seconds"] > 0 and card["hardware"]["cores"] and card["commit"]
-        assert (folder / "log.jsonl").read_text().strip()
+        # Sampling alone has nothing to log; its replies are the result.
+        sampled = folder.name in ("06_before", "06_more")
+        assert sampled or (folder / "log.jsonl").read_text().strip()
         text = "".join(f.read_text() for f in folder.glob("*.json*"))
         assert not re.search(r"(/work/|/root/|/home/|/tmp/|/Users/)", text)
 
