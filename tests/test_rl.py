@@ -262,7 +262,7 @@ def test_what_the_tool_says_carries_no_gradient(recipe, config, monkeypatch):
     sample = Sampler.sample
 
     def ending(self, prompts, n=1, temperature=0.0):
-        return [ids[:9] + [end] for ids in sample(self, prompts, n, temperature)]
+        return [[*ids[:9], end] for ids in sample(self, prompts, n, temperature)]
 
     monkeypatch.setattr(Sampler, "sample", ending)
     recipe["train_rl"](config, noisy(recipe))
