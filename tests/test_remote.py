@@ -22,7 +22,7 @@ import pytest
 from modal._image import SUPPORTED_PYTHON_SERIES
 from standin import Standin
 
-from utils import costs, remote
+from utils import costs, remote, tidewater
 
 pytestmark = pytest.mark.timeout(60)
 TOKEN = ("MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET")
@@ -113,6 +113,32 @@ def cell():
 
     function.space = space
     return function
+
+
+# The image
+
+
+def test_a_pin_replaces_the_version_here_and_data_lies_beside_utils(monkeypatch):
+    told, install, add = [], modal.Image.pip_install, modal.Image.add_local_dir
+
+    def spy(image, *names, **more):
+        told.extend(names)
+        return install(image, *names, **more)
+
+    def see(image, folder, there, **more):
+        told.append((Path(folder).name, there))
+        return add(image, folder, there, **more)
+
+    monkeypatch.setattr(modal.Image, "pip_install", spy)
+    monkeypatch.setattr(modal.Image, "add_local_dir", see)
+    pins = ("vllm==0.31.0", "transformers==5.17.0")
+    remote.image(pinned=pins, data=tidewater.DATA)
+    assert {*pins} < {*told} and ("data", "/root/data") in told
+    named = [pin.partition("==")[0] for pin in told if isinstance(pin, str)]
+    assert len(named) == len({*named}) == len(remote.PACKAGES) + 1
+    told.clear()
+    remote.image()
+    assert not {*pins} & {*told} and len(told) == len(remote.PACKAGES)
 
 
 # Here
