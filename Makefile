@@ -39,6 +39,7 @@ lab: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python tests/bench/bench_sandbox.py
 	$(BIN)/python tests/bench/bench_training.py
+	$(BIN)/python tests/bench/bench_rl.py
 
 figure: $(VENV)/.ready
 	$(BIN)/python -m utils.course front

@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 MARKDOWN.validateLink = lambda url: True  # or a file: link would count as plain text
 # A path from the root of a machine: after a letter it would be part of another path.
+# Where Modal's containers have the course's files: no machine of ours.
+IN_CONTAINER = re.compile(r"/root/(utils|data)\b")
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:work|root|tmp|home)/")
 PAGES = {".md", ".ipynb"}
 TEXTS = {*PAGES, ".py", ".toml", ".yml"}
@@ -155,7 +157,9 @@ def machine_paths(path: Path) -> list[str]:
         texts = [path.read_text(encoding="utf-8")]
     lines = (line for text in texts for line in text.splitlines())
     return [
-        f"{path}: {line.strip()[:120]}" for line in lines if MACHINE_PATH.search(line)
+        f"{path}: {line.strip()[:120]}"
+        for line in lines
+        if MACHINE_PATH.search(IN_CONTAINER.sub("", line))
     ]
 
 
