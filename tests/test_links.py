@@ -18,9 +18,9 @@ from markdown_it import MarkdownIt
 ROOT = Path(__file__).resolve().parents[1]
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 MARKDOWN.validateLink = lambda url: True  # or a file: link would count as plain text
-# A path from the root of a machine: after a letter it would be part of another path.
 # Where Modal's containers have the course's files: no machine of ours.
 IN_CONTAINER = re.compile(r"/root/(utils|data)\b")
+# A path from the root of a machine: after a letter it would be part of another path.
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:work|root|tmp|home)/")
 PAGES = {".md", ".ipynb"}
 TEXTS = {*PAGES, ".py", ".toml", ".yml"}

@@ -178,7 +178,7 @@ def _convert(model: Any, tokenizer: Any, folder: str) -> None:
             return tokenizer
 
     # The converter collects garbage after each layer, through all that this process
-    # holds: 7 of 12 seconds, unless what is there now is left out.
+    # holds. That takes most of the time, unless what is there now is left out.
     gc.freeze()
     try:
         Converter(model.config._name_or_path).convert(folder, force=True)

@@ -2,8 +2,8 @@
 
 `make bench` prints a Markdown table and saves it with a run card. TRL generates with
 transformers, in 32 bits, and passes every reply through the model with its activations
-computed twice; the recipe's changes leave the gradient as it is (tests/test_rl.py). The
-two take turns in one process, so that other load hits both: the ratios count.
+computed twice; the recipe's changes leave the gradient as it is (tests/test_rl.py). One
+step each, one after the other in one process: the ratio counts.
 """
 
 import json
@@ -61,24 +61,22 @@ def step(recipe: dict[str, Any], name: str) -> dict[str, float]:
     return last
 
 
-def main(rounds: int = 1) -> None:
+def main() -> None:
     """Time both in turns; print the table and save it."""
     started = time.monotonic()
     recipe = course.borrow("06_train_rl", "recipe", GPU="L40S", HOURS=4)
     recipe = recipe.train_rl.__globals__
-    found = {name: [] for name in (TRL, LEAN)}
-    for _ in range(rounds):
-        for name, rows in found.items():
-            rows.append(step(recipe, name))
-    seconds = {n: sum(r["step_time"] for r in rows) for n, rows in found.items()}
+    found = {name: step(recipe, name) for name in (TRL, LEAN)}
     lines = [
         "| a GRPO step | replies a second | mixed groups | times TRL as it comes |",
         "| --- | --- | --- | --- |",
     ]
-    for name, rows in found.items():
-        rate = rounds * PROMPTS * GROUP / seconds[name]
-        mixed = 1 - sum(row["frac_reward_zero_std"] for row in rows) / rounds
-        ratio = seconds[TRL] / seconds[name]
+    for name, row in found.items():
+        rate, mixed = (
+            PROMPTS * GROUP / row["step_time"],
+            1 - row["frac_reward_zero_std"],
+        )
+        ratio = found[TRL]["step_time"] / row["step_time"]
         lines.append(f"| {name} | {rate:.2f} | {mixed:.0%} | {ratio:.1f} |")
     table = "\n".join(lines)
     print(table)
