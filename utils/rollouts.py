@@ -4,6 +4,7 @@ On a CPU the engine is CTranslate2, on a GPU transformers. `utils.generate` answ
 weights that lie in a folder; this module takes them from the trainer's memory.
 """
 
+import copy
 import gc
 import os
 import tempfile
@@ -21,7 +22,7 @@ class Sampler:
     Equal weights, an equal seed and equal calls since give equal replies.
 
     Args:
-        model: a causal language model of transformers, with or without an adapter.
+        model: a causal language model with PEFT's adapter, which stays as it is.
         tokenizer: the model's.
         max_tokens: longest reply.
         batch: replies in the making on each core; on a GPU 16 times as many.
@@ -31,34 +32,33 @@ class Sampler:
     def __init__(
         self, model: Any, tokenizer: Any, max_tokens: int = 192, batch: int = 64
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.max_tokens, self.batch = max_tokens, batch
+        self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
+        self.on_cpu = device() == "cpu"
+        self.batch = batch if self.on_cpu else 16 * batch
         self.engines: list[Any] = []
 
     def refresh(self, seed: int) -> None:
         """Take over the model's weights as they are now, and start from a seed."""
         import torch
 
-        if device() == "cuda":
-            self.engines = [_merged(self.model).eval()]
+        merged = copy.deepcopy(self.model).merge_and_unload().eval()
+        if not self.on_cpu:
+            self.engines = [merged]
             torch.manual_seed(seed)
             return
         import ctranslate2
 
         ctranslate2.set_random_seed(seed)  # heeded by generators that are made later
         memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
-        cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+        threads = torch.get_num_threads()
         with tempfile.TemporaryDirectory(dir=memory) as folder:
-            _convert(_merged(self.model), self.tokenizer, folder)
+            _convert(merged, self.tokenizer, folder)
             # One for each core, each with a share of its own: so the draws can be
             # repeated, which one queue for all would not allow.
-            with ThreadPoolExecutor(cores) as pool:
-                self.engines = list(
-                    pool.map(
-                        lambda _: ctranslate2.Generator(folder, intra_threads=1),
-                        range(cores),
-                    )
-                )
+            self.engines = [
+                ctranslate2.Generator(folder, intra_threads=1)
+                for _ in range(os.cpu_count() or 1)
+            ]
         torch.set_num_threads(threads)  # which a new generator sets to one
 
     def sample(
@@ -71,99 +71,57 @@ class Sampler:
         """
         # Prompts of equal length share a batch, and little is padding.
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        draw = _draw_ct2 if device() == "cpu" else _draw_transformers
         shares = [order[k :: len(self.engines)] for k in range(len(self.engines))]
-        size = max(1, self.batch * (16 if device() == "cuda" else 1) // n)
+        draw = self._by_ct2 if self.on_cpu else self._by_transformers
+        size, found = max(1, self.batch // n), {}
 
-        def work(engine: Any, share: list[int]) -> list[list[list[int]]]:
-            starts = range(0, len(share), size)
-            chunks = [[prompts[i] for i in share[k : k + size]] for k in starts]
-            drawn = (draw(self, engine, chunk, n, temperature) for chunk in chunks)
-            return [replies for chunk in drawn for replies in chunk]
+        def work(engine: Any, share: list[int]) -> None:
+            for start in range(0, len(share), size):
+                chunk = share[start : start + size]
+                ids = [prompts[i] for i in chunk]
+                found.update(zip(chunk, draw(engine, ids, n, temperature), strict=True))
 
-        found: list[list[list[int]]] = [[] for _ in prompts]
         with ThreadPoolExecutor(len(shares)) as threads:
-            for share, drawn in zip(
-                shares, threads.map(work, self.engines, shares), strict=True
-            ):
-                for i, replies in zip(share, drawn, strict=True):
-                    found[i] = replies
-        return [reply for replies in found for reply in replies]
+            list(threads.map(work, self.engines, shares))
+        return [reply for i in range(len(prompts)) for reply in found[i]]
 
+    def _by_ct2(self, engine: Any, prompts: list, n: int, temperature: float) -> list:
+        """Reply n times to each prompt of one batch; a prompt is read once for all."""
+        end, name = self.tokenizer.eos_token_id, self.tokenizer.convert_ids_to_tokens
+        results = engine.generate_batch(
+            [name(ids) for ids in prompts],
+            num_hypotheses=n,
+            max_length=self.max_tokens,
+            include_prompt_in_result=False,
+            end_token=[end],
+            return_end_token=True,
+            sampling_topk=0 if temperature else 1,
+            sampling_temperature=temperature or 1.0,
+        )
+        return [[list(ids) for ids in result.sequences_ids] for result in results]
 
-def _draw_ct2(
-    sampler: Sampler, engine: Any, prompts: list[list[int]], n: int, temperature: float
-) -> list[list[list[int]]]:
-    """Reply n times to each prompt of one batch; a prompt is read once for its n."""
-    tokenizer = sampler.tokenizer
-    how: dict[str, Any] = {"sampling_topk": 1}
-    if temperature:
-        how = {"sampling_topk": 0, "sampling_temperature": temperature}
-    results = engine.generate_batch(
-        [tokenizer.convert_ids_to_tokens(ids) for ids in prompts],
-        num_hypotheses=n,
-        max_length=sampler.max_tokens,
-        include_prompt_in_result=False,
-        end_token=[tokenizer.eos_token_id],
-        return_end_token=True,
-        **how,
-    )
-    return [[list(ids) for ids in result.sequences_ids] for result in results]
-
-
-def _draw_transformers(
-    sampler: Sampler, engine: Any, prompts: list[list[int]], n: int, temperature: float
-) -> list[list[list[int]]]:
-    """Do the same with generate(), for a GPU."""
-    import torch
-
-    tokenizer, width = sampler.tokenizer, max(map(len, prompts))
-    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
-    how: dict[str, Any] = {"do_sample": False}
-    if temperature:
-        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    with torch.inference_mode():
+    def _by_transformers(
+        self, engine: Any, prompts: list, n: int, temperature: float
+    ) -> list:
+        """Do the same with generate(), for a GPU."""
+        how: dict[str, Any] = {"do_sample": False}
+        if temperature:
+            how = {"do_sample": True, "temperature": temperature, "top_k": 0}
+            how |= {"top_p": 1.0, "num_return_sequences": n}
+        batch = self.tokenizer.pad(
+            {"input_ids": prompts}, padding_side="left", return_tensors="pt"
+        ).to(engine.device)
+        end, width = self.tokenizer.eos_token_id, batch["input_ids"].shape[1]
         out = engine.generate(
-            input_ids=torch.tensor(
-                [[pad] * (width - len(p)) + p for p in prompts], device=engine.device
-            ),
-            attention_mask=torch.tensor(
-                [[0] * (width - len(p)) + [1] * len(p) for p in prompts],
-                device=engine.device,
-            ),
-            num_return_sequences=n,
+            **batch,
+            max_new_tokens=self.max_tokens,
             use_cache=True,
-            max_new_tokens=sampler.max_tokens,
-            pad_token_id=pad,
             eos_token_id=end,
+            pad_token_id=self.tokenizer.pad_token_id,
             **how,
         )[:, width:].tolist()
-    cut = [ids[: ids.index(end) + 1] if end in ids else ids for ids in out]
-    return [cut[k : k + n] for k in range(0, len(cut), n)]
-
-
-def _merged(model: Any) -> Any:
-    """Copy a model with its adapter merged in; the original stays as it is."""
-    import torch
-
-    core = model.get_base_model() if hasattr(model, "get_base_model") else model
-    weights = {}
-    for name, value in core.state_dict().items():
-        if "lora_" not in name:
-            weights[name.replace(".base_layer", "")] = value.detach()
-    for name, module in core.named_modules():
-        if hasattr(module, "get_delta_weight"):
-            delta = sum(module.get_delta_weight(a) for a in module.active_adapters)
-            weight = weights[f"{name}.weight"]
-            weights[f"{name}.weight"] = weight + delta.detach().to(weight.dtype)
-    with torch.device("meta"):
-        shell = type(core)(core.config)
-    shell.load_state_dict(weights, assign=True, strict=False)
-    shell.tie_weights()
-    # What no state holds, the frequencies of the positions, was left without numbers.
-    shell.model.rotary_emb = core.model.rotary_emb
-    shell.generation_config = core.generation_config
-    return shell
+        cut = [ids[: ids.index(end) + 1] if end in ids else ids for ids in out]
+        return [cut[k : k + n] for k in range(0, len(cut), n)]
 
 
 def _convert(model: Any, tokenizer: Any, folder: str) -> None:
