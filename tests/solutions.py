@@ -1,5 +1,6 @@
 """A worked answer to every exercise. They are answers, so try the exercise first."""
 
+import itertools
 import math
 import re
 
@@ -48,6 +49,15 @@ SOLUTIONS = {
     "06.1": 0.54,
     "06.2": lambda n, c, k: 1 - math.comb(n - c, k) / math.comb(n, k),
     "06.3": 14,
+    "07.1": 0.409,
+    "07.2": lambda tries, n: (
+        sum(
+            max(draw, key=lambda one: one[0])[1]
+            for draw in itertools.combinations(tries, n)
+        )
+        / math.comb(len(tries), n)
+    ),
+    "07.3": lambda right, characters: right * (0.5 + 50 / (100 + characters)),
 }
 
 # Answers that are almost right: the checks must tell them apart.
@@ -80,4 +90,7 @@ NEAR_MISSES = {
     "06.1": 0.577,
     "06.2": lambda n, c, k: 1 - (1 - c / n) ** k,
     "06.3": 13,
+    "07.1": 0.438,
+    "07.2": lambda tries, n: sum(ok for _, ok in sorted(tries)[-n:]) / n,
+    "07.3": lambda right, characters: right - characters / 1000,
 }

@@ -123,7 +123,7 @@ class Standin:
     async def _serve(self, ready):
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self._news = asyncio.Condition()
-        server = grpclib.server.Server([_Service(self)])
+        server = grpclib.server.Server(self.services())
         await server.start("127.0.0.1", 0)
         port = server._server.sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
@@ -134,6 +134,10 @@ class Standin:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         server.close()
         await server.wait_closed()
+
+    def services(self):
+        """What the server offers."""
+        return [_Service(self)]
 
     def volume(self, name):
         """The folder that stands for a Volume."""
@@ -495,7 +499,9 @@ class _Service:
         self.standin = standin
 
     def __mapping__(self):
-        service = pb.DESCRIPTOR.services_by_name["ModalClient"]
+        return self._handlers(pb.DESCRIPTOR.services_by_name["ModalClient"])
+
+    def _handlers(self, service):
         handlers = {}
         for method in service.methods:
             sides = (method.client_streaming, method.server_streaming)
@@ -519,10 +525,15 @@ class _Service:
                 status = grpclib.Status.UNIMPLEMENTED
                 raise grpclib.GRPCError(status, f"the stand-in has no {name}")
             try:
-                reply = await answer(await stream.recv_message())
-            except (
-                Exception
-            ) as error:  # as UNKNOWN the client would try again, for long
+                request = await stream.recv_message()
+                if method.server_streaming:
+                    async for part in answer(request):
+                        await stream.send_message(part)
+                    return
+                reply = await answer(request)
+            except grpclib.GRPCError:  # meant for the client
+                raise
+            except Exception as error:  # as UNKNOWN the client would try again
                 standin.errors.append((name, error))
                 status = grpclib.Status.FAILED_PRECONDITION
                 raise grpclib.GRPCError(status, f"{name}: {error!r}") from error

@@ -236,3 +236,28 @@ def _mixed_group(answer: int) -> bool:
     p = 0.95
     sizes = (n for n in range(1, 100) if 1 - p**n - (1 - p) ** n > 0.5)
     return answer == next(sizes)
+
+
+@_exercise("07.1", "The mean is below zero; a sample's deviation divides by 7, not 8.")
+def _stalled(answer: float) -> bool:
+    rewards = np.array([1.0] * 2 + [-1.0] * 5 + [0.0])
+    return abs(answer + rewards.mean() / rewards.std(ddof=1)) <= 0.005
+
+
+@_exercise("07.2", "itertools.combinations keeps the order; max takes the first best.")
+def _best_of_n(answer: Callable[[list[tuple[float, bool]], int], float]) -> bool:
+    tries = [(0.2, True), (0.9, False), (0.5, True), (0.5, False), (0.9, True)]
+    right = []
+    for n in range(1, len(tries) + 1):
+        draws = list(itertools.combinations(tries, n))
+        best = [max(draw, key=lambda one: one[0])[1] for draw in draws]
+        right.append(sum(best) / len(draws))
+    return np.allclose([answer(tries, n + 1) for n in range(len(tries))], right)
+
+
+@_exercise("07.3", "Wrong: one value. Right: falls with length, to a floor above it.")
+def _short_if_right(answer: Callable[[bool, int], float]) -> bool:
+    wrong = {answer(False, n) for n in (0, 1, 80, 5_000)}
+    right = [answer(True, n) for n in (20, 80, 200, 400, 5_000, 100_000)]
+    falls = all(a > b for a, b in itertools.pairwise(right[:4]))
+    return len(wrong) == 1 and falls and min(right) > max(wrong)
