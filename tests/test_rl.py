@@ -16,6 +16,7 @@ from hostile import BOMBS, HOSTILE
 from peft import get_peft_model
 from safetensors.torch import load_file
 from standin import Standin
+from standin_sandboxes import SandboxStandin
 from test_training import called, rows
 from tiny import EXAMPLES, PAIRS, tiny_model
 from trl import GRPOTrainer
@@ -23,9 +24,11 @@ from trl import GRPOTrainer
 from utils import course, models, remote, tidewater
 from utils.assistant import Assistant
 from utils.grading import Grader
+from utils.modal_sandbox import ModalPool
 from utils.rollouts import Sampler
 
 pytestmark = pytest.mark.timeout(300)
+HEAVY = {"GPU": "L40S", "HOURS": 4}
 # The answer to the first practice question.
 RIGHT = (
     "select carrier,round(avg(julianday(delivered_date)-julianday(shipped_date)),1) "
@@ -38,7 +41,7 @@ RIGHT = (
 @pytest.fixture(scope="module")
 def recipe():
     """The names of notebook 06's cells tagged `recipe`, as after running them."""
-    borrowed = course.borrow("06_train_rl", "recipe", GPU="L40S", HOURS=4)
+    borrowed = course.borrow("06_train_rl", "recipe", **HEAVY)
     return borrowed.train_rl.__globals__
 
 
@@ -315,6 +318,35 @@ def test_through_modals_client_it_practises_the_same(recipe, config, tmp_path):
     assert numbers(there) == numbers(here)
     assert there["replies"] == here["replies"]
     assert far(mine, other) == 0
+
+
+def test_on_modal_the_rewards_come_from_sandboxes(config, tmp_path):
+    names = course.borrow(
+        "06_train_rl", "recipe", "apart", **HEAVY, ModalPool=ModalPool
+    )
+    case = tidewater.load_cases("practice", 1)[0]
+    config |= {"steps": 1, "practice": [case | {"hard": True}], "hard_share": 1.0}
+
+    def saying_right(world):
+        class Right(world):
+            def grade(self, cases, dialogues):
+                return super().grade(cases, [(RIGHT,)] * len(cases))
+
+        return Right
+
+    here = names.train_rl(config, saying_right(names.Environment))
+    apart, train = saying_right(names.Apart), names.train_rl
+    app, place = remote.modal.App("test"), tmp_path / "volume"
+    with SandboxStandin() as modal_here:
+        volume = remote.modal.Volume.from_name("test", create_if_missing=True)
+        heavy = names.HEAVY | {"volumes": {str(place): volume}}
+        with remote.session(app, "modal") as jobs:
+            job = app.function(**heavy)(lambda one: train(one, apart))
+            there = jobs.run(job, config | {"folder": f"{place}/run"})
+    assert not modal_here.unknown and not modal_here.errors
+    assert modal_here.sandboxes and modal_here.calls["TaskExecStart"] > 0
+    assert [row["right"] for row in there["log"] if "right" in row] == [1.0]
+    assert numbers(there) == numbers(here)
 
 
 # --- beside it -----------------------------------------------------------------------

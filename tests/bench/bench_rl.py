@@ -38,9 +38,8 @@ def step(recipe: dict[str, Any], name: str) -> dict[str, float]:
     config |= {"prompts": PROMPTS, "group": GROUP, "judge_every": 99, "save_every": 99}
     settings, practise = recipe["settings"], recipe["Practice"]
     if name == TRL:
-        names = ("_generate_and_score_completions", "_compute_loss")
-        names += ("_get_per_token_logps_and_entropies",)
-        own = {name: getattr(GRPOTrainer, name) for name in names}
+        whole = "_generate_and_score_completions"
+        own = {whole: getattr(GRPOTrainer, whole)}
 
         def draw(self: GRPOTrainer, prompts: list, n: int) -> tuple:
             repeated = [ids for ids in prompts for _ in range(n)]
