@@ -2,10 +2,12 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 from hostile import HOSTILE
 from test_rl import RIGHT, config, recipe, tiny  # noqa: F401
+from tiny import EXAMPLES
 
 from utils import course, tidewater
 
@@ -29,10 +31,10 @@ def test_each_reward_pays_a_wrong_answer_as_predicted(notebook, case):
     every, brief = RIGHT.removesuffix(" limit 1"), "select 1 from shipments limit 1"
     endless = notebook.answers["endless"]
     pay = {}
-    for name, world in (notebook.worlds | notebook.PAYS).items():
-        found = notebook.paid(
-            world(), [case] * 5, [RIGHT, copied, every, brief, endless]
-        )
+    queries = [RIGHT, copied, every, brief, endless]
+    worlds = notebook.worlds | {"short if right": notebook.ShortIfRight()}
+    for name, world in worlds.items():
+        found = notebook.paid(world, [case] * 5, queries)
         assert [right for _, right in found] == [True] + [False] * 4
         pay[name] = [one for one, _ in found]
     assert pay["truth"] == [1, 0, 0, 0, 0]
@@ -45,8 +47,8 @@ def test_each_reward_pays_a_wrong_answer_as_predicted(notebook, case):
 
 def test_mended_no_hostile_query_is_paid(notebook, case):
     queries = [sql for _, sql, _ in HOSTILE if "recursive" not in sql.lower()]
-    for name in ("truth", "short if right"):
-        found = notebook.paid(notebook.PAYS[name](), [case] * len(queries), queries)
+    for world in (notebook.worlds["truth"], notebook.ShortIfRight()):
+        found = notebook.paid(world, [case] * len(queries), queries)
         assert not any(pay for pay, _ in found)
 
 
@@ -68,7 +70,7 @@ def test_a_search_never_lowers_the_pay(notebook):
     cases = tidewater.load_cases("practice", 3)
     start = [RIGHT, "select 1 from tickets", "no query"]
     for name in ("truth", "overlap", "short"):
-        trail = notebook.climb(notebook.worlds[name](), cases, start, 2)
+        trail = notebook.climb(notebook.worlds[name], cases, start, 2)
         pays = [[one[0] for one in best] for best in trail]
         assert len(pays) == 3
         for old, new in itertools.pairwise(pays):
@@ -95,16 +97,34 @@ def test_in_the_process_that_trains_a_reply_can_spoil_the_rest(notebook, case):
     assert [pay for pay, _ in safe] == [0, 0, 0, 0, 1]
 
 
-def test_a_short_training_logs_truth_beside_pay_and_keeps_no_weights(
-    notebook,
-    config,  # noqa: F811
-):
-    done = notebook.practise(config | {"pay": "short"})
-    steps = [row for row in done["log"] if "reward" in row]
-    assert len(steps) == 3
-    # The tiny model is never right, and what it says is paid for being short.
-    assert all(row["right"] == 0 and row["reward"] <= 0 for row in steps)
-    assert len({row["reward"] for row in steps}) > 1 or steps[0]["reward"] == 0
-    left = [path.suffix for path in course.Path(config["folder"]).rglob("*")]
+def test_the_best_of_n_is_the_mean_over_all_draws(notebook):
+    tries = [
+        (0.2, True),
+        (0.9, False),
+        (0.5, True),
+        (0.5, False),
+        (0.9, True),
+        (0, True),
+    ]
+    for n in range(1, 7):
+        pays, rights = [], []
+        for draw in itertools.combinations(tries, n):
+            best = max(pay for pay, _ in draw)
+            pays.append(best)
+            # Of equal pay any of all such tries is as likely, whichever were drawn.
+            alike = [right for pay, right in tries if pay == best]
+            rights.append(sum(alike) / len(alike))
+        wanted = sum(pays) / len(pays), sum(rights) / len(rights)
+        assert notebook.best_of(tries, n) == pytest.approx(wanted)
+
+
+def test_a_short_training_learns_and_keeps_no_weights(notebook, config):  # noqa: F811
+    examples = EXAMPLES[:16]
+    config |= {"examples": examples, "validation": examples[:4], "steps": 12}
+    config |= {"batch": 4, "rank": 4, "frozen": 2, "log_every": 1, "save_every": 12}
+    done = notebook.practise(config)
+    losses = [row["loss"] for row in done["log"] if "loss" in row]
+    assert losses[-1] < losses[0] and len(done["replies"]) == 1
+    left = [path.suffix for path in Path(config["folder"]).rglob("*")]
     assert ".safetensors" not in left
     assert json.loads(json.dumps(done)) == done
