@@ -327,16 +327,44 @@ def test_06_practises_for_real_and_replays_the_shipped_run(executed):
     assert asked == 16 and same >= 14
     (trained,) = (executed / "runs/quick").glob("06_quick-*/card.json")
     log = (trained.parent / "log.jsonl").read_text().splitlines()
-    assert [json.loads(row)["step"] for row in log] == [0, 1, 2]
+    assert [json.loads(row)["step"] for row in log] == [0, 1, 2, 2]
     notebook = (executed / "runs/quick/06_train_rl.ipynb").read_text()
     assert "Replayed, not run now: 06_rl_seed_0" in notebook
+    assert "Replayed, not run now: 06_rl_seed_1" in notebook
+
+
+def test_07_presses_for_real_and_replays_the_shipped_runs(executed):
+    found = results(executed, "07_catch_reward_hacking")
+    full = json.loads((course.SHIPPED / "07_catch_reward_hacking.json").read_text())
+    full = full["results"]
+    for name, done in full["trained"].items():  # another SQLite may tip a verdict
+        assert found["trained"][name]["right"] == pytest.approx(done["right"], abs=1)
+    for name, curve in full["best_of"].items():
+        assert found["best_of"][name]["right"] == pytest.approx(
+            curve["right"], abs=0.01
+        )
+        assert curve["pay"] == sorted(curve["pay"])
+    for name in ("live", "overlap", "short"):  # pay is up and truth is down
+        for run in (found, full):
+            pay, right = run["searched"][name]["pay"], run["searched"][name]["right"]
+            assert pay[-1] > pay[0] and right[-1] < right[0] - 0.1
+    assert full["best_of"]["short"]["right"][-1] < full["best_of"]["short"]["right"][0]
+    assert full["trained"]["short"]["change"]["high"] < 0
+    for name in ("truth", "short if right"):
+        right = full["searched"][name]["right"]
+        assert right == sorted(right)
+        assert full["trained"][name]["change"]["high"] > 0
+    (trained,) = (executed / "runs/quick").glob("07_quick-*/card.json")
+    assert not list(trained.parent.rglob("*.safetensors"))
+    notebook = (executed / "runs/quick/07_catch_reward_hacking.ipynb").read_text()
+    assert "Replayed, not run now: 07_short" in notebook
 
 
 def test_shipped_runs_have_their_logs_cards_and_adapters():
     for name in ("04_sft", "06_rl_seed_0"):
         adapter = course.SHIPPED / name / "adapter" / "adapter_model.safetensors"
         assert adapter.stat().st_size < 20e6
-    for folder in course.SHIPPED.glob("0[456]_*/"):
+    for folder in course.SHIPPED.glob("0[4567]_*/"):
         card = json.loads((folder / "card.json").read_text())
         assert card["seconds"] > 0 and card["hardware"]["cores"] and card["commit"]
         # Sampling alone has nothing to log; its replies are the result.
