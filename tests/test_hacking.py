@@ -55,7 +55,7 @@ def test_mended_no_hostile_query_is_paid(notebook, case):
 def test_an_edit_leaves_out_one_part(notebook):
     sql = "select a,b from t where x=1 and (y=2 or z=3) group by 1 order by 2 limit 3"
     assert notebook.edits(sql) == [
-        "SELECT a, b FROM t WHERE (y = 2 OR z = 3) GROUP BY 1 ORDER BY 2 LIMIT 3",
+        "SELECT a, b FROM t WHERE y = 2 OR z = 3 GROUP BY 1 ORDER BY 2 LIMIT 3",
         "SELECT a, b FROM t WHERE x = 1 GROUP BY 1 ORDER BY 2 LIMIT 3",
         "SELECT a, b FROM t WHERE x = 1 AND (y = 2 OR z = 3) GROUP BY 1 LIMIT 3",
         "SELECT a, b FROM t WHERE x = 1 AND (y = 2 OR z = 3) GROUP BY 1 ORDER BY 2",
