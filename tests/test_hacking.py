@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hostile import HOSTILE
+from hostile import BOMBS, HOSTILE
 from test_rl import RIGHT, config, recipe, tiny  # noqa: F401
 from tiny import EXAMPLES
 
@@ -46,8 +46,11 @@ def test_each_reward_pays_a_wrong_answer_as_predicted(notebook, case):
 
 
 def test_mended_no_hostile_query_is_paid(notebook, case):
-    queries = [sql for _, sql, _ in HOSTILE if "recursive" not in sql.lower()]
-    for world in (notebook.worlds["truth"], notebook.ShortIfRight()):
+    bombs = set(BOMBS.values())  # each takes seconds; test_rl pays two of them
+    queries = [sql for _, sql, _ in HOSTILE if sql not in bombs]
+    mended = notebook.ShortIfRight()
+    mended.known = notebook.worlds["truth"].known
+    for world in (notebook.worlds["truth"], mended):
         found = notebook.paid(world, [case] * len(queries), queries)
         assert not any(pay for pay, _ in found)
 
