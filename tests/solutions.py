@@ -58,6 +58,11 @@ SOLUTIONS = {
         / math.comb(len(tries), n)
     ),
     "07.3": lambda right, characters: right * (0.5 + 50 / (100 + characters)),
+    "09.1": 110,
+    "09.2": 20,
+    "09.3": lambda seconds, share: sorted(seconds)[
+        max(0, math.ceil(share / 100 * len(seconds)) - 1)
+    ],
 }
 
 # Answers that are almost right: the checks must tell them apart.
@@ -93,4 +98,9 @@ NEAR_MISSES = {
     "07.1": 0.438,
     "07.2": lambda tries, n: sum(ok for _, ok in sorted(tries)[-n:]) / n,
     "07.3": lambda right, characters: right - characters / 1000,
+    "09.1": 116,
+    "09.2": 16,
+    "09.3": lambda seconds, share: sorted(seconds)[
+        min(len(seconds) - 1, int(share / 100 * len(seconds)))
+    ],
 }

@@ -261,3 +261,21 @@ def _short_if_right(answer: Callable[[bool, int], float]) -> bool:
     right = [answer(True, n) for n in (20, 80, 200, 400, 5_000, 100_000)]
     falls = all(a > b for a, b in itertools.pairwise(right[:4]))
     return len(wrong) == 1 and falls and min(right) > max(wrong)
+
+
+@_exercise("09.1", "Bytes a second over bytes a token.")
+def _bandwidth(answer: float) -> bool:
+    return abs(answer - 16e9 / 145e6) <= 1
+
+
+@_exercise("09.2", "Inside = arrivals a second x seconds inside.")
+def _little(answer: float) -> bool:
+    return answer == 4 * 5
+
+
+@_exercise("09.3", "Sort, and take place ceil(share / 100 x n), counted from 1.")
+def _nearest_rank(answer: Callable[[list[float], float], float]) -> bool:
+    values = [5.0, 1.0, 4.0, 2.0, 3.0, 9.0, 8.0, 7.0, 6.0, 10.0]
+    shares = (1, 10, 11, 50, 51, 90, 95, 99, 100)
+    wanted = [np.percentile(values, s, method="inverted_cdf") for s in shares]
+    return [answer(list(values), s) for s in shares] == wanted and answer([3.0], 0) == 3
