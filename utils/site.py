@@ -1,0 +1,244 @@
+"""The course as a static site: the README in front, each notebook a page.
+
+`python -m utils.site` writes it to site/. Nothing is executed: the pages show the saved
+outputs. Sphinx builds them, MyST-NB reads the notebooks, Furo is the look. The site
+asks no other host for anything, so it can be read from a folder.
+"""
+
+import argparse
+import io
+import os
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from utils.course import ROOT, find_notebooks
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+# Files that a page can link to and that become pages themselves, as they stand.
+LISTINGS = {".py": "python", ".json": "json", ".toml": "toml", ".txt": "text"}
+_LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+
+STYLE = """
+/* A wide table scrolls in its own frame and a long line wraps: the page stays put. */
+.cell_output .text_html { overflow-x: auto; margin: 1rem 0; }
+.cell_output pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+.cell_output { padding-left: 0; }
+/* Frames of data without Netscape's borders; numbers stand flush right. */
+.cell_output table { border: 0; border-collapse: collapse; font-size: 0.875rem; }
+.cell_output :is(th, td) { border: 0; padding: 0.25rem 0.75rem; text-align: right;
+  border-bottom: 1px solid var(--color-background-border); }
+.cell_output tbody th { text-align: left; }
+.table-wrapper table.docutils { margin-left: 0; }
+/* A figure's words shrink with it. On a phone it keeps a size at which one can read. */
+@media (max-width: 40rem) {
+  table.docutils { font-size: 0.8125rem; }
+  :is(.cell_output, p):has(> img) { overflow-x: auto; }
+  :is(.cell_output, p) > img { max-width: none; width: 38rem; }
+}
+@media print {
+  .highlight pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+  div.cell_input, img, tr { break-inside: avoid; }
+}
+"""
+# Summaries of what was found are fetched page by page, which a browser refuses to
+# pages read from a folder.
+_SEARCH = """
+if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+"""
+SETTINGS = {
+    "project": "Beneath the API",
+    "html_title": "Beneath the API",
+    "extensions": ["myst_nb"],
+    "nb_execution_mode": "off",
+    "nb_merge_streams": True,
+    "myst_heading_anchors": 4,
+    "smartquotes": False,
+    "highlight_language": "none",
+    "html_theme": "furo",
+    "html_css_files": ["course.css"],
+    "html_js_files": [(None, {"body": _SEARCH})],
+    "html_copy_source": False,
+    "html_show_sourcelink": False,
+    "html_show_copyright": False,
+    "html_use_index": False,
+}
+
+
+def build(target: Path) -> list[Path]:
+    """Build the site into the folder `target`, in place of what is there.
+
+    Returns its HTML files. A build that fails leaves an older site as it is.
+
+    Raises:
+        ValueError: a notebook has no saved outputs, a link leads nowhere, or `target`
+            holds something that is no site; the message says which and what to do.
+
+    """
+    if target.exists() and any(target.iterdir()) and not _is_site(target):
+        raise ValueError(f"{target} holds other files. Name a new or an empty folder")
+    with tempfile.TemporaryDirectory() as folder:
+        pages, built = Path(folder, "pages"), Path(folder, "built", "html")
+        stage(pages)
+        _sphinx(pages, built, Path(folder, "doctrees"))
+        (built / ".buildinfo").unlink(missing_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(built, target)
+    return sorted(target.rglob("*.html"))
+
+
+def _is_site(folder: Path) -> bool:
+    return (folder / "index.html").exists() and (folder / "searchindex.js").exists()
+
+
+def stage(pages: Path) -> None:
+    """Write what Sphinx reads into the new folder `pages`: README, notebooks, links.
+
+    The content of a notebook stays as it is. Its figures get a text for those who
+    cannot see them: the question in the figure's title.
+    """
+    import nbformat
+
+    notebooks = {path: _read(path) for path in find_notebooks()}
+    waiting, done = [ROOT / "README.md", *notebooks], []
+    while waiting:
+        path = waiting.pop(0)
+        if path in done:
+            continue
+        done.append(path)
+        page = pages / _place(path)
+        page.parent.mkdir(parents=True, exist_ok=True)
+        if path in notebooks:
+            for cell in notebooks[path].cells:
+                if cell.cell_type == "markdown":
+                    cell.source = _relink(cell.source, path, waiting)
+                elif asked := re.search(r'plots\.figure\(\s*"([^"]+)"', cell.source):
+                    cell.metadata["mystnb"] = {"image": {"alt": f"Figure: {asked[1]}"}}
+            nbformat.write(notebooks[path], page)
+        elif path.suffix == ".md":
+            text = _relink(path.read_text(encoding="utf-8"), path, waiting)
+            page.write_text(text, encoding="utf-8")
+        elif path.suffix in LISTINGS:
+            text = path.read_text(encoding="utf-8").rstrip()
+            # Longer than any fence within.
+            fence = "`" * (1 + max(map(len, ["``", *re.findall("`+", text)])))
+            name = path.relative_to(ROOT).as_posix()
+            text = f"# {name}\n\n{fence}{LISTINGS[path.suffix]}\n{text}\n{fence}\n"
+            page.write_text(text, encoding="utf-8")
+        else:
+            shutil.copy(path, page)
+    titles = {path: _title(path, notebook) for path, notebook in notebooks.items()}
+    others = sorted(p for p in done[1:] if p not in notebooks and _is_page(p))
+    titles |= {p: p.relative_to(ROOT).as_posix() for p in others}
+    with (pages / "index.md").open("a", encoding="utf-8") as index:
+        for caption, paths in (("The notebooks", notebooks), ("Linked files", others)):
+            lines = [f"{titles[p]} <{_place(p).with_suffix('')}>" for p in paths]
+            entries = "\n".join([":hidden:", f":caption: {caption}", "", *lines])
+            index.write(f"\n```{{toctree}}\n{entries}\n```\n")
+    (pages / "static").mkdir()
+    (pages / "static" / "course.css").write_text(STYLE, encoding="utf-8")
+
+
+def _read(path: Path) -> "NotebookNode":
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    code = [c for c in notebook.cells if c.cell_type == "code" and c.source.strip()]
+    if not all(cell.execution_count for cell in code):
+        raise ValueError(
+            f"{path.name} has cells without saved outputs. To make them, run: "
+            f"python -m utils.course run --mode full --save --only {path.stem[:2]}"
+        )
+    return notebook
+
+
+def _title(path: Path, notebook: "NotebookNode") -> str:
+    title = re.search(r"^# (.+)$", notebook.cells[0].source, re.M)[1]
+    return f"{path.stem[:2]} {title.replace('`', '')}"
+
+
+def _is_page(path: Path) -> bool:
+    return path.suffix in (".md", ".ipynb", *LISTINGS)
+
+
+def _place(path: Path) -> Path:
+    """Where a file of the repository lies among the pages."""
+    place = path.relative_to(ROOT)
+    if place == Path("README.md"):
+        return Path("index.md")
+    return place.with_name(f"{place.name}.md") if path.suffix in LISTINGS else place
+
+
+def _relink(text: str, page: Path, waiting: list[Path]) -> str:
+    """Point links of `page` at pages; those files join the list `waiting`.
+
+    What cannot be a page of the site, as a folder, keeps its words and loses its link.
+    A link to nothing stays: Sphinx tells of it.
+    """
+
+    def link(match: re.Match[str]) -> str:
+        image, words, target = match.groups()
+        url = urlsplit(target)
+        if url.scheme or not url.path:
+            return match[0]
+        path = (page.parent / unquote(url.path)).resolve()
+        if not path.exists():
+            return match[0]
+        if not path.is_relative_to(ROOT) or not (image or _is_page(path)):
+            return words
+        waiting.append(path)
+        place = os.path.relpath(_place(path), _place(page).parent)
+        # Anchors as GitHub and Sphinx write them; Jupyter keeps capitals and stops.
+        anchor = re.sub(r"[^\w-]", "", unquote(url.fragment).lower())
+        return f"{image}[{words}]({Path(place).as_posix()}{anchor and '#' + anchor})"
+
+    return _LINK.sub(link, text)
+
+
+def _sphinx(pages: Path, built: Path, doctrees: Path) -> None:
+    from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace, patch_docutils
+
+    settings = SETTINGS | {"html_static_path": [str(pages / "static")]}
+    told = io.StringIO()
+    with patch_docutils(), docutils_namespace():
+        app = Sphinx(
+            srcdir=pages,
+            confdir=None,
+            outdir=built,
+            doctreedir=doctrees,
+            buildername="html",
+            confoverrides=settings,
+            status=None,
+            warning=told,
+            warningiserror=True,
+        )
+        app.build()
+    if app.statuscode:
+        lines = told.getvalue().replace(f"{pages}{os.sep}", "")
+        raise ValueError(f"the site has faults; mend what they name:\n{lines}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line of the site; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m utils.site", description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "site")
+    target = parser.parse_args(arguments).folder
+    try:
+        pages = build(target)
+    except ValueError as error:
+        print(f"No site: {error}", file=sys.stderr)
+        return 1
+    print(f"{len(pages)} pages in {target}. Open {target / 'index.html'}, or run:")
+    print(f"  python -m http.server -d {target} --bind 127.0.0.1")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
