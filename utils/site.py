@@ -35,17 +35,25 @@ STYLE = """
 .cell_output :is(th, td) { border: 0; padding: 0.25rem 0.75rem; text-align: right;
   border-bottom: 1px solid var(--color-background-border); }
 .cell_output tbody th { text-align: left; }
+.cell_output table[id^="T_"] td { min-width: 4rem; overflow-wrap: anywhere; }
 .table-wrapper table.docutils { margin-left: 0; }
+table.docutils td { vertical-align: top; }
 /* A figure's words shrink with it. On a phone it keeps a size at which one can read. */
 @media (max-width: 40rem) {
   table.docutils { font-size: 0.8125rem; }
+  .cell_output table { width: max-content; max-width: 38rem; }
+  .table-wrapper td:last-child code { overflow-wrap: anywhere; }
   :is(.cell_output, p):has(> img) { overflow-x: auto; }
   :is(.cell_output, p) > img { max-width: none; width: 38rem; }
 }
 @media print {
+  .skip-to-content, .toc-drawer { display: none; }
   .highlight pre { white-space: pre-wrap; overflow-wrap: anywhere; }
   div.cell_input, img, tr { break-inside: avoid; }
 }
+"""
+ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">
+<path fill="#1b3a4b" d="M1 1h14v6H1z"/><path fill="#b5541c" d="M1 9h14v6H1z"/></svg>
 """
 # Summaries of what was found are fetched page by page, which a browser refuses to
 # pages read from a folder.
@@ -81,8 +89,8 @@ def build(target: Path) -> list[Path]:
             holds something that is no site; the message says which and what to do.
 
     """
-    if target.exists() and any(target.iterdir()) and not _is_site(target):
-        raise ValueError(f"{target} holds other files. Name a new or an empty folder")
+    if target.exists() and not (target.is_dir() and _is_ours(target)):
+        raise ValueError(f"{target} holds something else. Name a new or empty folder")
     with tempfile.TemporaryDirectory() as folder:
         pages, built = Path(folder, "pages"), Path(folder, "built", "html")
         stage(pages)
@@ -93,56 +101,66 @@ def build(target: Path) -> list[Path]:
     return sorted(target.rglob("*.html"))
 
 
-def _is_site(folder: Path) -> bool:
-    return (folder / "index.html").exists() and (folder / "searchindex.js").exists()
+def _is_ours(folder: Path) -> bool:
+    return (folder / "_static" / "course.css").exists() or not any(folder.iterdir())
 
 
 def stage(pages: Path) -> None:
-    """Write what Sphinx reads into the new folder `pages`: README, notebooks, links.
-
-    The content of a notebook stays as it is. Its figures get a text for those who
-    cannot see them: the question in the figure's title.
-    """
-    import nbformat
-
+    """Write what Sphinx reads into the new folder `pages`: README, notebooks, links."""
     notebooks = {path: _read(path) for path in find_notebooks()}
     waiting, done = [ROOT / "README.md", *notebooks], []
     while waiting:
         path = waiting.pop(0)
-        if path in done:
-            continue
-        done.append(path)
-        page = pages / _place(path)
-        page.parent.mkdir(parents=True, exist_ok=True)
-        if path in notebooks:
-            for cell in notebooks[path].cells:
-                if cell.cell_type == "markdown":
-                    cell.source = _relink(cell.source, path, waiting)
-                elif asked := re.search(r'plots\.figure\(\s*"([^"]+)"', cell.source):
-                    cell.metadata["mystnb"] = {"image": {"alt": f"Figure: {asked[1]}"}}
-            nbformat.write(notebooks[path], page)
-        elif path.suffix == ".md":
-            text = _relink(path.read_text(encoding="utf-8"), path, waiting)
-            page.write_text(text, encoding="utf-8")
-        elif path.suffix in LISTINGS:
-            text = path.read_text(encoding="utf-8").rstrip()
-            # Longer than any fence within.
-            fence = "`" * (1 + max(map(len, ["``", *re.findall("`+", text)])))
-            name = path.relative_to(ROOT).as_posix()
-            text = f"# {name}\n\n{fence}{LISTINGS[path.suffix]}\n{text}\n{fence}\n"
-            page.write_text(text, encoding="utf-8")
-        else:
-            shutil.copy(path, page)
+        if path not in done:
+            done.append(path)
+            page = pages / _place(path)
+            page.parent.mkdir(parents=True, exist_ok=True)
+            waiting += _write(path, page, notebooks)
     titles = {path: _title(path, notebook) for path, notebook in notebooks.items()}
     others = sorted(p for p in done[1:] if p not in notebooks and _is_page(p))
     titles |= {p: p.relative_to(ROOT).as_posix() for p in others}
     with (pages / "index.md").open("a", encoding="utf-8") as index:
         for caption, paths in (("The notebooks", notebooks), ("Linked files", others)):
-            lines = [f"{titles[p]} <{_place(p).with_suffix('')}>" for p in paths]
+            places = {path: _place(path).with_suffix("").as_posix() for path in paths}
+            lines = [f"{titles[path]} <{place}>" for path, place in places.items()]
             entries = "\n".join([":hidden:", f":caption: {caption}", "", *lines])
             index.write(f"\n```{{toctree}}\n{entries}\n```\n")
     (pages / "static").mkdir()
-    (pages / "static" / "course.css").write_text(STYLE, encoding="utf-8")
+    for name, text in {"course.css": STYLE, "icon.svg": ICON}.items():
+        (pages / "static" / name).write_text(text, encoding="utf-8")
+
+
+def _write(path: Path, page: Path, notebooks: "dict[Path, NotebookNode]") -> list[Path]:
+    """Write one file of the repository as a page; return the files that it links to.
+
+    Of a notebook nothing is changed but links. Its figures get a text for those who
+    cannot see them: the question in the figure's title.
+    """
+    import nbformat
+
+    linked: list[Path] = []
+    if path in notebooks:
+        for cell in notebooks[path].cells:
+            if cell.cell_type == "markdown":
+                cell.source = _relink(cell.source, path, linked)
+            else:
+                asked = re.search(r'plots\.figure\(\s*"([^"]+)"', cell.source)
+                text = f"Figure: {asked[1]}" if asked else "Figure"
+                cell.metadata["mystnb"] = {"image": {"alt": text}}
+        nbformat.write(notebooks[path], page)
+    elif path.suffix == ".md":
+        text = _relink(path.read_text(encoding="utf-8"), path, linked)
+        page.write_text(text, encoding="utf-8")
+    elif path.suffix in LISTINGS:
+        text = path.read_text(encoding="utf-8").rstrip()
+        # Longer than any fence within.
+        fence = "`" * (1 + max(map(len, ["``", *re.findall("`+", text)])))
+        name = path.relative_to(ROOT).as_posix()
+        text = f"# {name}\n\n{fence}{LISTINGS[path.suffix]}\n{text}\n{fence}\n"
+        page.write_text(text, encoding="utf-8")
+    else:
+        shutil.copy(path, page)
+    return linked
 
 
 def _read(path: Path) -> "NotebookNode":
@@ -175,8 +193,8 @@ def _place(path: Path) -> Path:
     return place.with_name(f"{place.name}.md") if path.suffix in LISTINGS else place
 
 
-def _relink(text: str, page: Path, waiting: list[Path]) -> str:
-    """Point links of `page` at pages; those files join the list `waiting`.
+def _relink(text: str, page: Path, linked: list[Path]) -> str:
+    """Point links of `page` at pages; those files join the list `linked`.
 
     What cannot be a page of the site, as a folder, keeps its words and loses its link.
     A link to nothing stays: Sphinx tells of it.
@@ -192,7 +210,7 @@ def _relink(text: str, page: Path, waiting: list[Path]) -> str:
             return match[0]
         if not path.is_relative_to(ROOT) or not (image or _is_page(path)):
             return words
-        waiting.append(path)
+        linked.append(path)
         place = os.path.relpath(_place(path), _place(page).parent)
         # Anchors as GitHub and Sphinx write them; Jupyter keeps capitals and stops.
         anchor = re.sub(r"[^\w-]", "", unquote(url.fragment).lower())
@@ -205,7 +223,11 @@ def _sphinx(pages: Path, built: Path, doctrees: Path) -> None:
     from sphinx.application import Sphinx
     from sphinx.util.docutils import docutils_namespace, patch_docutils
 
-    settings = SETTINGS | {"html_static_path": [str(pages / "static")]}
+    static = pages / "static"
+    here = {
+        "html_static_path": [str(static)],
+        "html_favicon": str(static / "icon.svg"),
+    }
     told = io.StringIO()
     with patch_docutils(), docutils_namespace():
         app = Sphinx(
@@ -214,7 +236,7 @@ def _sphinx(pages: Path, built: Path, doctrees: Path) -> None:
             outdir=built,
             doctreedir=doctrees,
             buildername="html",
-            confoverrides=settings,
+            confoverrides=SETTINGS | here,
             status=None,
             warning=told,
             warningiserror=True,
@@ -232,7 +254,7 @@ def main(arguments: list[str] | None = None) -> int:
     target = parser.parse_args(arguments).folder
     try:
         pages = build(target)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"No site: {error}", file=sys.stderr)
         return 1
     print(f"{len(pages)} pages in {target}. Open {target / 'index.html'}, or run:")
