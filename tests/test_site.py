@@ -18,6 +18,8 @@ from utils import course, site
 
 NOTEBOOKS = course.find_notebooks()
 NAMES = [path.stem for path in NOTEBOOKS]
+# MyST's reader of links still uses a name that Sphinx 11 will take away.
+pytestmark = pytest.mark.filterwarnings("ignore:.*MystReferenceResolver.app")
 # What a browser fetches by itself, as against a link that the reader follows.
 FETCHED = {"script": "src", "img": "src", "link": "href", "iframe": "src"}
 
@@ -161,7 +163,9 @@ def small(tmp_path, monkeypatch):
             v4.new_markdown_cell(f"# Do it\n\n{prose}"),
             v4.new_code_cell(f"open({ran!r}, 'w')", execution_count=count),
         ]
-        nbformat.write(v4.new_notebook(cells=cells), root / "notebooks" / "00_a.ipynb")
+        language = {"name": "python", "pygments_lexer": "ipython3"}
+        notebook = v4.new_notebook(cells=cells, metadata={"language_info": language})
+        nbformat.write(notebook, root / "notebooks" / "00_a.ipynb")
         return root
 
     return write
@@ -198,7 +202,7 @@ def test_a_link_to_nothing_fails_and_leaves_the_old_site(small, tmp_path, prose)
     site.build(target)
     before = (target / "notebooks" / "00_a.html").read_text()
     small(prose)
-    with pytest.raises(ValueError, match=r"notebooks/00_a\.ipynb(.|\n)*gone"):
+    with pytest.raises(ValueError, match=r"notebooks/00_a\.ipynb: cell 1,.*gone"):
         site.build(target)
     assert (target / "notebooks" / "00_a.html").read_text() == before
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Files that a page can link to and that become pages themselves, as they stand.
 LISTINGS = {".py": "python", ".json": "json", ".toml": "toml", ".txt": "text"}
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 STYLE = """
@@ -243,7 +244,9 @@ def _sphinx(pages: Path, built: Path, doctrees: Path) -> None:
         )
         app.build()
     if app.statuscode:
-        lines = told.getvalue().replace(f"{pages}{os.sep}", "")
+        lines = _COLOUR.sub("", told.getvalue()).replace(f"{pages}{os.sep}", "")
+        # MyST-NB writes line 3 of cell 12 as 120003.
+        lines = re.sub(r"ipynb:(\d+)(\d{4}):", r"ipynb: cell \1, line \2:", lines)
         raise ValueError(f"the site has faults; mend what they name:\n{lines}")
 
 
