@@ -18,7 +18,6 @@ _LOOK = """(async () => {
   return {
     title: document.title,
     width: document.documentElement.scrollWidth,
-    window: window.innerWidth,
     pictures: pictures.map(one => [one.getAttribute("src"), one.naturalWidth,
                                    one.getBoundingClientRect().width, one.alt]),
     text: document.body.innerText,

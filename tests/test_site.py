@@ -265,6 +265,28 @@ def server(built):
     server.server_close()
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "<script>console.error('no')</script>",
+        "<script>undefined.x</script>",
+        "<script>Promise.reject(Error('no'))</script>",
+        "<img src='gone.png'>",
+        "<script src='http://127.0.0.1:9/x.js'></script>",
+        "",
+    ],
+)
+def test_the_browser_tells_faults(fault, browser, tmp_path):
+    page = tmp_path / "page.html"
+    wide = "<p style='width: 2000px'>Wide</p>"
+    page.write_text(f"<!doctype html><title>t</title>{wide}{fault}")
+    seen = browser.open(page.as_uri(), 390)
+    assert bool(browser.faults) == bool(fault)
+    assert seen["width"] > 390
+    assert [p[1] for p in seen["pictures"]] == [0] * fault.count("<img")
+    assert any("x.js" in url for url in browser.requests) == ("x.js" in fault)
+
+
 @pytest.mark.parametrize("width", [1250, 390])
 @pytest.mark.parametrize("way", ["folder", "server"])
 def test_every_page_in_a_browser(way, width, browser, server, built, pages):
@@ -274,7 +296,7 @@ def test_every_page_in_a_browser(way, width, browser, server, built, pages):
         assert browser.faults == [], name
         hosts = {urlsplit(u).netloc for u in browser.requests if u[:5] != "data:"}
         assert hosts == {urlsplit(base).netloc}, name
-        assert seen["width"] <= seen["window"], f"{name} sticks out"
+        assert seen["width"] <= width, f"{name} sticks out"
         assert page.h1 is None or seen["text"].count(page.h1.get_text()[:-1]), name
         assert len(seen["pictures"]) == len(page.select("img"))
         for source, natural, shown, _ in seen["pictures"]:
