@@ -382,18 +382,15 @@ def test_a_server_that_is_not_there_is_lost_not_raised():
 
 def test_modal_gets_a_web_server_that_sleeps(monkeypatch, tmp_path):
     notebook = course.NOTEBOOKS / "09_serve_your_model.ipynb"
-    cells = [c["source"] for c in json.loads(notebook.read_text())["cells"]]
-    code = ["".join(c) for c in cells if "modal.web_server" in "".join(c)]
-    code = (
-        ["".join(c) for c in cells if "def command(" in "".join(c)]
-        + ["".join(c) for c in cells if "def serve_vllm(" in "".join(c)]
-        + code
-    )
+    cells = json.loads(notebook.read_text())["cells"]
+    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    first = next(i for i, source in enumerate(code) if source.startswith("MINUTES"))
+    last = next(i for i, source in enumerate(code) if "vllm = app.function(" in source)
     scope = {"modal": modal, "remote": remote, "course": course, "GPU": "L4"}
     scope |= {"subprocess": subprocess, "BIG": "owner/name@abc"}
     scope["app"] = modal.App("test-serving")
     with Standin() as here:
-        for cell in code:
+        for cell in code[first : last + 1]:
             exec(cell, scope)
         with scope["app"].run():
             pass
