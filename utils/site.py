@@ -246,7 +246,8 @@ def _sphinx(pages: Path, built: Path, doctrees: Path) -> None:
     if app.statuscode:
         lines = _COLOUR.sub("", told.getvalue()).replace(f"{pages}{os.sep}", "")
         # MyST-NB writes line 3 of cell 12 as 120003.
-        lines = re.sub(r"ipynb:(\d+)(\d{4}):", r"ipynb: cell \1, line \2:", lines)
+        place = r"ipynb:(\d+)(?=\d{4}:)0{0,3}(\d+):"
+        lines = re.sub(place, r"ipynb: cell \1, line \2:", lines)
         raise ValueError(f"the site has faults; mend what they name:\n{lines}")
 
 
