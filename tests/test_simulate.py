@@ -47,7 +47,7 @@ def test_creation_limits_short_jobs_and_containers_limit_long_ones():
     assert done.dollars == pytest.approx(1_000 * 3 * 0.5)
     assert done.utilisation == pytest.approx(1 / 3)
     long = simulate(naive, Work(fixed(58.0), start=fixed(2.0)), 1_000)
-    assert long.peak == 100
+    assert long.peak == 100  # never 101, for one is created as another ends
     # Ten rounds of a minute; each place is refilled as it falls free.
     assert long.seconds == pytest.approx(10 * 60 + 99 / 5)
 
@@ -98,7 +98,7 @@ def test_a_pool_is_list_scheduling(times, places):
 # --- queues --------------------------------------------------------------------------
 
 
-def poisson(rate, n, seed=1):
+def poisson(rate, n, seed=0):  # the simulator's own seed: they must not go together
     return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, n))
 
 

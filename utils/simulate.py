@@ -161,7 +161,8 @@ def simulate(
     arrivals that are not one for each job and in order.
     """
     _positive(jobs=jobs)
-    rng, env = np.random.default_rng(seed), simpy.Environment()
+    # Another stream than that of default_rng(seed), which may have drawn the arrivals.
+    rng, env = np.random.default_rng((seed, 1)), simpy.Environment()
     calls = math.ceil(jobs / policy.batch)
     places = min(policy.sandboxes, calls)
     lengths = _spans(work.job(rng, jobs), policy.batch, policy.workers)
@@ -171,13 +172,13 @@ def simulate(
     last = np.minimum(np.arange(1, calls + 1) * policy.batch, jobs) - 1
     ready = np.zeros(calls) if arrivals is None else _ordered(arrivals, jobs)[last]
     gate = _Gate(env, policy)
-    # Holds one call: the next. A longer queue would be slow, and is this one's source.
-    queue = simpy.Store(env, capacity=1)
+    # With arrivals, the next call, if it is there; without, nobody has to wait for any.
+    queue, todo = simpy.Store(env, capacity=1), iter(range(calls))
     ended, begun = np.zeros(calls), np.zeros(calls)
     births, deaths, creation = [], [], []
 
     def source() -> Iterator[simpy.Event]:
-        for number in range(calls):
+        for number in todo:
             if ready[number] > env.now:
                 yield env.timeout(ready[number] - env.now)
             yield queue.put(number)
@@ -186,22 +187,24 @@ def simulate(
 
     def place() -> Iterator[simpy.Event]:
         alive = False
-        while (number := (yield queue.get())) is not None:
-            if not alive:
-                wanted = env.now
-                if (pause := gate.pause()) > 0:
-                    yield env.timeout(pause)
-                births.append(env.now)
-                yield env.timeout(next(starts))
-                creation.append(env.now - wanted)
-                alive = not policy.fresh
+        while True:
+            number = next(todo, None) if arrivals is None else (yield queue.get())
+            if number is None:
+                return
             begun[number] = env.now
-            yield env.timeout(lengths[number])
+            if not alive:
+                pause, start = gate.pause(), next(starts)
+                births.append(env.now + pause)
+                creation.append(pause + start)
+                begun[number] += pause + start
+                alive = not policy.fresh
+            yield env.timeout(begun[number] + lengths[number] - env.now)
             ended[number] = env.now
             if policy.fresh:
                 deaths.append(env.now)
 
-    env.process(source())
+    if arrivals is not None:
+        env.process(source())
     for _ in range(places):
         env.process(place())
     env.run()
