@@ -58,6 +58,17 @@ SOLUTIONS = {
         / math.comb(len(tries), n)
     ),
     "07.3": lambda right, characters: right * (0.5 + 50 / (100 + characters)),
+    "10.1": 0.89,
+    "10.2": lambda signal, small, large, threshold: (
+        sum(
+            b if s < threshold else a
+            for s, a, b in zip(signal, small, large, strict=True)
+        )
+        / len(signal)
+    ),
+    "10.3": lambda once, months, own, api: (
+        once / months / (api - own) if api > own else math.inf
+    ),
 }
 
 # Answers that are almost right: the checks must tell them apart.
@@ -93,4 +104,13 @@ NEAR_MISSES = {
     "07.1": 0.438,
     "07.2": lambda tries, n: sum(ok for _, ok in sorted(tries)[-n:]) / n,
     "07.3": lambda right, characters: right - characters / 1000,
+    "10.1": 0.76,
+    "10.2": lambda signal, small, large, threshold: (
+        sum(
+            b if s <= threshold else a
+            for s, a, b in zip(signal, small, large, strict=True)
+        )
+        / len(signal)
+    ),
+    "10.3": lambda once, months, own, api: once / months / abs(api - own or 1e-9),
 }
