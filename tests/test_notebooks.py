@@ -367,7 +367,8 @@ def test_10_prices_right_answers_and_reaches_verdicts(executed):
     full = json.loads((course.SHIPPED / "10_compare_costs.json").read_text())["results"]
     (bar,) = full["ladder"]
     assert bar["name"] == "routed" and len(bar["right"]) == bar["n"] == 250
-    assert found["ladder"][0]["right"] == pytest.approx(bar["right"], abs=1)
+    for name, one in full["auroc"].items():  # another SQLite may tip a verdict
+        assert found["auroc"][name]["value"] == pytest.approx(one["value"], abs=0.03)
     saved = [json.loads(p.read_text()) for p in course.SHIPPED.glob("0[2346]_*.json")]
     bars = [b for one in saved for b in one["results"].get("ladder", ())]
     names = {b["name"] for b in bars} | {"untrained", "routed"}
@@ -383,15 +384,15 @@ def test_10_prices_right_answers_and_reaches_verdicts(executed):
     for triple in full["dollars"].values():
         value, low, high = (math.inf if x is None else x for x in triple)
         assert 0 < low <= value <= high
-    for name in ("tuned", "routed"):
-        shares = [u for each in full["fifth"][name].values() for u in each if u]
-        assert shares and all(0 < u <= 1 for u in shares)
+    for name, each in full["fifth"].items():
+        shares = [u for triple in each.values() for u in triple if u is not None]
+        assert all(0 < u <= 1 for u in shares)
+        assert shares or name == "routed"
     for tier, one in full["routed"].items():
         small = full["ours"][tier]["tuned"]
         assert 0 < one["share"] < 1 and one["usd"] > 0 and small[0] > 0
         assert one["difference"]["low"] <= one["difference"]["value"] <= 0
     assert {v.split(":")[0] for v in full["verdicts"].values()} >= {"no-go", "not yet"}
-    assert full["verdicts"] == found["verdicts"] or found["ours"] != full["ours"]
     for name, one in full["auroc"].items():
         assert one["low"] <= one["value"] <= one["high"]
         if name.startswith("log-probability"):

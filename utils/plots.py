@@ -185,6 +185,7 @@ def ladder(
     axes.set_xlim(0, 185)
     if dollars:
         axes.set_xlim(0, 250)
+        axes.xaxis.label.set_x(0.2)  # under the bars
         head = "USD per 1,000 right"
         axes.annotate(
             head, (192, -0.75), va="center", fontsize=9, annotation_clip=False
