@@ -237,6 +237,17 @@ def test_the_ladder_tells_dollars_beside_the_bars():
     assert not any("USD" in text.get_text() for text in plots.ladder(steps).texts)
 
 
+def test_the_untrained_model_is_the_foot_of_the_trained_bars():
+    def saved(*names, **more):
+        return {"results": {"ladder": [{"name": name} for name in names], **more}}
+
+    runs = {"03": saved("prompt: rules"), "04": saved("SFT"), "06": saved("GRPO")}
+    assert [b["name"] for b in course.ladder_bars(runs)][1:] == ["SFT", "GRPO"]
+    runs["10"] = saved("routed", untrained={"name": "untrained"})
+    names = [bar["name"] for bar in course.ladder_bars(runs)]
+    assert names == ["prompt: rules", "untrained", "SFT", "GRPO", "routed"]
+
+
 def test_a_changed_eval_is_refused(tmp_path, monkeypatch):
     from utils import tidewater
 
