@@ -76,6 +76,17 @@ SOLUTIONS = {
     "09.3": lambda seconds, share: sorted(seconds)[
         max(0, math.ceil(share / 100 * len(seconds)) - 1)
     ],
+    "10.1": 0.89,
+    "10.2": lambda signal, small, large, threshold: (
+        sum(
+            b if s < threshold else a
+            for s, a, b in zip(signal, small, large, strict=True)
+        )
+        / len(signal)
+    ),
+    "10.3": lambda once, months, own, api: (
+        once / months / (api - own) if api > own else math.inf
+    ),
 }
 
 # Answers that are almost right: the checks must tell them apart.
@@ -121,4 +132,13 @@ NEAR_MISSES = {
     "09.3": lambda seconds, share: sorted(seconds)[
         min(len(seconds) - 1, int(share / 100 * len(seconds)))
     ],
+    "10.1": 0.76,
+    "10.2": lambda signal, small, large, threshold: (
+        sum(
+            b if s <= threshold else a
+            for s, a, b in zip(signal, small, large, strict=True)
+        )
+        / len(signal)
+    ),
+    "10.3": lambda once, months, own, api: once / months / abs(api - own or 1e-9),
 }

@@ -224,6 +224,30 @@ def test_the_ladder_draws_each_gain_over_the_bar_above():
     assert axes.get_title(loc="left").endswith("?")
 
 
+def test_the_ladder_tells_dollars_beside_the_bars():
+    from utils import plots
+
+    bar = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 2, "right": [True, False]}
+    steps = [bar | {"name": name} for name in ("a", "b", "c", "d")]
+    dollars = {"a": [0.146, 0.1457, 0.148], "b": [None, 1.5, None]}
+    dollars["c"] = [2.0, 1.0, None]
+    texts = [text.get_text() for text in plots.ladder(steps, dollars).texts]
+    assert {"0.146 (0.146 to 0.148)", "none right", "2.000 (1.000 to any)"} <= {*texts}
+    assert sum("USD" in text for text in texts) == 1
+    assert not any("USD" in text.get_text() for text in plots.ladder(steps).texts)
+
+
+def test_the_untrained_model_is_the_foot_of_the_trained_bars():
+    def saved(*names, **more):
+        return {"results": {"ladder": [{"name": name} for name in names], **more}}
+
+    runs = {"03": saved("prompt: rules"), "04": saved("SFT"), "06": saved("GRPO")}
+    assert [b["name"] for b in course.ladder_bars(runs)][1:] == ["SFT", "GRPO"]
+    runs["10"] = saved("routed", untrained={"name": "untrained"})
+    names = [bar["name"] for bar in course.ladder_bars(runs)]
+    assert names == ["prompt: rules", "untrained", "SFT", "GRPO", "routed"]
+
+
 def test_a_changed_eval_is_refused(tmp_path, monkeypatch):
     from utils import tidewater
 

@@ -365,8 +365,9 @@ def front() -> None:
     from utils import plots
 
     saved = {p.stem: json.loads(p.read_text()) for p in sorted(SHIPPED.glob("*.json"))}
-    steps = [bar for run in saved.values() for bar in run["results"].get("ladder", ())]
-    plots.ladder(steps).figure.savefig(SHIPPED / "ladder.png")
+    told = saved.get("10_compare_costs", {"results": {}})["results"]
+    drawing = plots.ladder(ladder_bars(saved), told.get("dollars")).figure
+    drawing.savefig(SHIPPED / "ladder.png")
     tables = {"notebooks": table(saved)}
     for name, run in saved.items():
         if name.startswith("bench_"):
@@ -380,6 +381,18 @@ def front() -> None:
         start, end = frame.search(text).groups()
         text = f"{text[:before]}{start}{rows}\n{end}{text[after:]}"
     readme.write_text(text, encoding="utf-8")
+
+
+def ladder_bars(saved: dict[str, Any]) -> list[dict[str, Any]]:
+    """List the ladder's bars in order; `saved` maps a notebook to its JSON.
+
+    The untrained model, which notebook 10 adds, is the foot of the trained ones.
+    """
+    bars = [bar for run in saved.values() for bar in run["results"].get("ladder", ())]
+    for run in saved.values():
+        if foot := run["results"].get("untrained"):
+            bars.insert([bar["name"] for bar in bars].index("SFT"), foot)
+    return bars
 
 
 def table(saved: dict[str, Any]) -> str:
