@@ -260,3 +260,19 @@ def test_a_changed_eval_is_refused(tmp_path, monkeypatch):
         file.write("{}\n")
     with pytest.raises(ValueError, match="frozen"):
         tidewater.frozen_eval()
+
+
+def test_the_minutes_are_those_of_the_cards(tmp_path, monkeypatch):
+    monkeypatch.setattr(course, "SHIPPED", tmp_path)
+    for name, cpu, seconds in (("04_a", "EPYC", 3600), ("06_b", "NVIDIA H200", 90)):
+        (tmp_path / name).mkdir()
+        card = {"hardware": {"cpu": cpu, "cores": 2}, "seconds": seconds}
+        (tmp_path / name / "card.json").write_text(json.dumps(card))
+    paths = course.find_notebooks()
+    saved = {path.stem: {"card": {"seconds": 3600 / len(paths)}} for path in paths}
+    told = " ".join(course.minutes(saved).split())
+    assert "from nothing: 2.0 hours on 2 cores, of which 1.0 in 1 costly runs" in told
+    assert "1 more ran on an H200, in 2 minutes" in told and "quick mode" not in told
+    card = {"hardware": {"cores": 2}, "seconds": 450}
+    told = course.minutes(saved | {"course_quick": {"card": card}})
+    assert told.startswith("All notebooks in quick mode: 7.5 minutes on 2 cores")

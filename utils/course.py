@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -368,7 +369,7 @@ def front() -> None:
     told = saved.get("10_compare_costs", {"results": {}})["results"]
     drawing = plots.ladder(ladder_bars(saved), told.get("dollars")).figure
     drawing.savefig(SHIPPED / "ladder.png")
-    tables = {"notebooks": table(saved)}
+    tables = {"notebooks": table(saved), "minutes": minutes(saved)}
     for name, run in saved.items():
         if name.startswith("bench_"):
             tables[name] = run["results"]["table"]
@@ -414,6 +415,34 @@ def table(saved: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def minutes(saved: dict[str, Any]) -> str:
+    """Say how long the course takes; `saved` maps a run to its JSON.
+
+    A full run from nothing takes the minutes of the notebooks and those of the costly
+    runs that they replay, which have cards of their own.
+    """
+    cards = [json.loads(p.read_text()) for p in SHIPPED.glob("[0-9][0-9]_*/card.json")]
+    on_gpu = [card for card in cards if "H200" in card["hardware"]["cpu"]]
+    costly = sum(card["seconds"] for card in cards if card not in on_gpu)
+    lent = sum(card["seconds"] for card in on_gpu)
+    full = sum(saved[path.stem]["card"]["seconds"] for path in find_notebooks())
+    lines = []
+    if "course_quick" in saved:
+        card = saved["course_quick"]["card"]
+        lines.append(
+            f"All notebooks in quick mode: {card['seconds'] / 60:.1f} minutes on "
+            f"{card['hardware']['cores']} cores, after set-up."
+        )
+    lines.append(
+        f"A full run from nothing: {(full + costly) / 3600:.1f} hours on 2 cores, of "
+        f"which {costly / 3600:.1f} in {len(cards) - len(on_gpu)} costly runs that full "
+        f"mode replays while their recipes are unchanged. {len(on_gpu)} more ran on an "
+        f"H200, in {lent / 60:.0f} minutes; on 2 cores they take longer, and are not in "
+        "the sum."
+    )
+    return "\n".join(textwrap.wrap(" ".join(lines), 88))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line of the course; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m utils.course")
@@ -422,7 +451,10 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--mode", default="quick", help=f"{', '.join(MODES)}")
     run.add_argument("--only", help="the notebooks that begin with this, as 02")
     run.add_argument(
-        "--save", action="store_true", help="put the outputs into notebooks/ (authors)"
+        "--save",
+        action="store_true",
+        help="put the outputs of full mode into notebooks/, and each mode's minutes "
+        "into data/runs/ (authors)",
     )
     commands.add_parser("front", help="redraw the README's figure and table (authors)")
     chosen = parser.parse_args(arguments)
@@ -462,8 +494,13 @@ def _run(notebooks: list[Path], mode: str, save: bool) -> int:
             print(f"\nInterrupted in {path.stem}; what ran before is in runs/{mode}/.")
             return 130
     # At the end: until then the run cards name a commit without changes.
-    for path in notebooks if save else ():
+    for path in notebooks if save and mode == "full" else ():
         ship(path, mode)
+    if save and len(notebooks) == len(find_notebooks()):
+        card = run_card(f"python -m utils.course run --mode {mode}", sum(took.values()))
+        told = {"card": card, "results": {"seconds": took}}
+        path = SHIPPED / f"course_{mode}.json"
+        path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     width = max(map(len, took))
     print("\n".join(f"{name:<{width}}  {took[name]:6.1f} s" for name in took))
     print(f"{'together':<{width}}  {sum(took.values()):6.1f} s, in runs/{mode}/")
