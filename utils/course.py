@@ -435,10 +435,10 @@ def minutes(saved: dict[str, Any]) -> str:
         )
     lines.append(
         f"A full run from nothing: {(full + costly) / 3600:.1f} hours on 2 cores, of "
-        f"which {costly / 3600:.1f} in {len(cards) - len(on_gpu)} costly runs that full "
-        f"mode replays while their recipes are unchanged. {len(on_gpu)} more ran on an "
-        f"H200, in {lent / 60:.0f} minutes; on 2 cores they take longer, and are not in "
-        "the sum."
+        f"which {costly / 3600:.1f} in {len(cards) - len(on_gpu)} costly runs that "
+        f"full mode replays while their recipes are unchanged. {len(on_gpu)} more ran "
+        f"on an H200, in {lent / 60:.0f} minutes; on 2 cores they take longer, and are "
+        "not in the sum."
     )
     return "\n".join(textwrap.wrap(" ".join(lines), 88))
 
