@@ -379,6 +379,11 @@ def test_08_measures_predicts_and_carries_it_to_a_hundred_thousand(executed):
         for name, (closed, simulated) in one["closed_forms"].items():
             random = name.startswith("wait")
             assert simulated == pytest.approx(closed, rel=0.2 if random else 1e-6)
+        assert {n for n in one["closed_forms"] if n.startswith("wait")} == set(
+            one["two_standard_errors"]
+        )
+        told, met = (statistics.median(seen) for seen in one["whole_call"].values())
+        assert 0.2 < told / met < 5
         short, long = one["scaled"]["short"], one["scaled"]["long"]
         seconds, dollars, _ = short["one a job, 5/s, 100 at a time"][-1]
         assert seconds == pytest.approx(100_000 / 5, rel=0.01)  # creation, no more

@@ -162,6 +162,11 @@ def test_an_asynchronous_trainer_is_held_up_by_no_straggler():
     assert 0.9 < done.staleness.mean() < 3 and done.dropped == 0
     busy = train(400, 64, late, learn=90.0, ahead=1.0)  # learning is the bottleneck
     assert busy.idle < 0.02 and busy.staleness.max() <= 4
+    # What runs ahead is bounded, a straggler's age is not: the slower, the older.
+    for slow in (400, 800):
+        rare = stragglers((40, 40), (slow, slow), 0.01)
+        oldest = train(100, 64, rare, learn=20.0, ahead=1.0).staleness.max()
+        assert slow / 80 < oldest < slow / 20
     with pytest.raises(ValueError, match="only one"):
         train(1, 1, late, 1.0, spare=1, ahead=1)
 

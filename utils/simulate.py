@@ -284,7 +284,8 @@ class Training:
     """What a simulated training took; times in seconds.
 
     `staleness` has, for each rollout that was learned from, how many steps the model
-    had moved on since the rollout began.
+    had moved on since the rollout began. The time of sandboxes is in none of them, nor
+    is that of the rollouts that were `dropped`.
     """
 
     steps: int
@@ -315,8 +316,10 @@ def train(
 
     Asynchronous: as many rollouts as a step takes are always running, with whatever
     model is newest when they begin, and the trainer takes those that end first. At most
-    (1 + `ahead`) x `rollouts` are begun and not yet learned from, so that none gets too
-    old. `learn` is the seconds of one step's learning.
+    (1 + `ahead`) x `rollouts` are begun and not yet learned from. That bounds how many
+    are ahead, not how old one gets: a straggler can be several steps old when it is
+    learned from, see `Training.staleness`. `learn` is the seconds of one step's
+    learning.
     """
     _positive(steps=steps, rollouts=rollouts, learn=learn)
     if spare < 0 or (ahead is not None and (ahead < 0 or spare)):
