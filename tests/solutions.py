@@ -58,6 +58,18 @@ SOLUTIONS = {
         / math.comb(len(tries), n)
     ),
     "07.3": lambda right, characters: right * (0.5 + 50 / (100 + characters)),
+    "11.1": 9,
+    "11.2": lambda lost, rate: list(
+        itertools.accumulate(
+            (2 * rate if one else 2 - 2 * rate for one in lost), lambda a, b: a * b
+        )
+    ),
+    "11.3": (
+        "SELECT region, ROUND(100.0 * SUM(julianday(delivered_date) "
+        "- julianday(promised_date) > 3) / COUNT(*), 1) FROM shipments "
+        "WHERE is_test = 0 AND delivered_date IS NOT NULL "
+        "AND promised_date LIKE '2026-05-%' GROUP BY region"
+    ),
 }
 
 # Answers that are almost right: the checks must tell them apart.
@@ -93,4 +105,12 @@ NEAR_MISSES = {
     "07.1": 0.438,
     "07.2": lambda tries, n: sum(ok for _, ok in sorted(tries)[-n:]) / n,
     "07.3": lambda right, characters: right - characters / 1000,
+    "11.1": 7,
+    "11.2": lambda lost, rate: [2 * rate if one else 2 - 2 * rate for one in lost],
+    "11.3": (
+        "SELECT region, ROUND(100.0 * SUM(julianday(delivered_date) "
+        "- julianday(promised_date) > 2) / COUNT(*), 1) FROM shipments "
+        "WHERE is_test = 0 AND delivered_date IS NOT NULL "
+        "AND promised_date LIKE '2026-05-%' GROUP BY region"
+    ),
 }
