@@ -3,9 +3,10 @@
 # make lab      set up, then open the notebooks in JupyterLab
 # make bench    set up, then run the benchmarks
 # make figure   redraw the README's figure from data/runs
+# make site     set up, then write the course as web pages to site/
 # make format   mend the layout of code and notebooks
 # make lock     write requirements.lock anew from pyproject.toml
-# make clean    remove environments and runs
+# make clean    remove environments, runs and the site
 
 PYTHON ?= python3
 MODE ?= quick
@@ -19,7 +20,7 @@ CUDA := triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cu
 	cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse \
 	cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
 
-.PHONY: course test lab bench figure lock format clean help
+.PHONY: course test lab bench figure site lock format clean help
 .DEFAULT_GOAL := course
 
 help:
@@ -44,6 +45,9 @@ bench: $(VENV)/.ready
 figure: $(VENV)/.ready
 	$(BIN)/python -m utils.course front
 
+site: $(VENV)/.ready
+	$(BIN)/python -m utils.site
+
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -67,4 +71,4 @@ lock: $(VENV)/.ready
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-latest runs *.egg-info
+	rm -rf .venv .venv-latest runs site *.egg-info

@@ -58,6 +58,11 @@ SOLUTIONS = {
         / math.comb(len(tries), n)
     ),
     "07.3": lambda right, characters: right * (0.5 + 50 / (100 + characters)),
+    "09.1": 110,
+    "09.2": 20,
+    "09.3": lambda seconds, share: sorted(seconds)[
+        max(0, math.ceil(share / 100 * len(seconds)) - 1)
+    ],
     "11.1": 9,
     "11.2": lambda lost, rate: list(
         itertools.accumulate(
@@ -105,6 +110,11 @@ NEAR_MISSES = {
     "07.1": 0.438,
     "07.2": lambda tries, n: sum(ok for _, ok in sorted(tries)[-n:]) / n,
     "07.3": lambda right, characters: right - characters / 1000,
+    "09.1": 116,
+    "09.2": 16,
+    "09.3": lambda seconds, share: sorted(seconds)[
+        min(len(seconds) - 1, int(share / 100 * len(seconds)))
+    ],
     "11.1": 7,
     "11.2": lambda lost, rate: [2 * rate if one else 2 - 2 * rate for one in lost],
     "11.3": (

@@ -361,6 +361,31 @@ def test_07_presses_for_real_and_replays_the_shipped_runs(executed):
     assert "Replayed, not run now: 07_short" in notebook
 
 
+def test_09_serves_for_real_and_replays_the_shipped_runs(executed):
+    found = results(executed, "09_serve_your_model")
+    full = json.loads((course.SHIPPED / "09_serve_your_model.json").read_text())
+    full = full["results"]
+    assert len(full["served"]["right"]) == 250 and full["served"]["outcomes"]
+    # Another machine's SQLite may tip a verdict; the replies are the shipped ones.
+    assert abs(sum(found["served"]["right"]) - sum(full["served"]["right"])) <= 1
+    forms = {"adapter", "merged", "CTranslate2"}
+    forms |= {f"served, {kind}" for kind in ("F32", "F16", "Q8_0", "Q4_0")}
+    assert found["parity"].keys() == forms
+    for name in ("merged", "CTranslate2", "served, F32"):
+        assert full["parity"][name]["same verdict"] >= 97, name
+    assert full["agree"] >= 240
+    assert [row["clients"] for row in full["load"]] == [1, 4, 16]
+    assert full["load"][0]["p50"] < 1  # the aim of the course, on 2 cores
+    assert all(row["lost"] == row["refused"] == 0 for row in full["load"])
+    for one in (found["over"], full["over"]):  # measured in this very run
+        assert one["one try"]["refused"] > 0
+        assert one["one try"]["lost"] == one["retries"]["lost"] == 0
+        assert one["retries"]["refused"] == 0
+    assert 0 < found["cold_start_seconds"] < 60
+    notebook = (executed / "runs/quick/09_serve_your_model.ipynb").read_text()
+    assert "Not started: vllm serve" in notebook and "unreachable" in notebook
+
+
 def test_11_watches_for_real_and_replays_the_shipped_runs(executed):
     found = results(executed, "11_close_the_loop")
     full = json.loads((course.SHIPPED / "11_close_the_loop.json").read_text())

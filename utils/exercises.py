@@ -263,6 +263,24 @@ def _short_if_right(answer: Callable[[bool, int], float]) -> bool:
     return len(wrong) == 1 and falls and min(right) > max(wrong)
 
 
+@_exercise("09.1", "Bytes a second over bytes a token.")
+def _bandwidth(answer: float) -> bool:
+    return abs(answer - 16e9 / 145e6) <= 1
+
+
+@_exercise("09.2", "Inside = arrivals a second x seconds inside.")
+def _little(answer: float) -> bool:
+    return answer == 4 * 5
+
+
+@_exercise("09.3", "Sort, and take place ceil(share / 100 x n), counted from 1.")
+def _nearest_rank(answer: Callable[[list[float], float], float]) -> bool:
+    values = [5.0, 1.0, 4.0, 2.0, 3.0, 9.0, 8.0, 7.0, 6.0, 10.0]
+    shares = (1, 10, 11, 50, 51, 90, 95, 99, 100)
+    wanted = [np.percentile(values, s, method="inverted_cdf") for s in shares]
+    return [answer(list(values), s) for s in shares] == wanted and answer([3.0], 0) == 3
+
+
 @_exercise("11.1", "Give it twenty times True and look at .alarm; alpha must be 0.01.")
 def _losses_in_a_row(answer: int) -> bool:
     return answer == stats.sequential_test([True] * 50, alpha=0.01).alarm
