@@ -58,6 +58,19 @@ SOLUTIONS = {
         / math.comb(len(tries), n)
     ),
     "07.3": lambda right, characters: right * (0.5 + 50 / (100 + characters)),
+    "08.1": 70,
+    "08.2": lambda jobs, sandboxes, batch, call, job: (
+        lambda rounds, alone, rest: (
+            (rounds - 1) * (call + batch * job)
+            + call
+            + (rest if alone else min(batch, jobs)) * job
+        )
+    )(
+        math.ceil(math.ceil(jobs / batch) / sandboxes),
+        math.ceil(jobs / batch) % sandboxes == 1 % sandboxes,
+        jobs - (math.ceil(jobs / batch) - 1) * batch,
+    ),
+    "08.3": 68,
     "09.1": 110,
     "09.2": 20,
     "09.3": lambda seconds, share: sorted(seconds)[
@@ -110,6 +123,11 @@ NEAR_MISSES = {
     "07.1": 0.438,
     "07.2": lambda tries, n: sum(ok for _, ok in sorted(tries)[-n:]) / n,
     "07.3": lambda right, characters: right - characters / 1000,
+    "08.1": 33,
+    "08.2": lambda jobs, sandboxes, batch, call, job: (
+        math.ceil(math.ceil(jobs / batch) / sandboxes) * (call + batch * job)
+    ),
+    "08.3": 69,
     "09.1": 116,
     "09.2": 16,
     "09.3": lambda seconds, share: sorted(seconds)[

@@ -1,14 +1,17 @@
 """Every notebook keeps the house form, runs, and reports numbers within bands."""
 
+import itertools
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 
 import nbformat
 import pytest
 from solutions import NEAR_MISSES, SOLUTIONS
+from standin_sandboxes import SandboxStandin
 from test_links import shipped_files
 
 from utils import course
@@ -359,6 +362,64 @@ def test_07_presses_for_real_and_replays_the_shipped_runs(executed):
     assert not list(trained.parent.rglob("*.safetensors"))
     notebook = (executed / "runs/quick/07_catch_reward_hacking.ipynb").read_text()
     assert "Replayed, not run now: 07_short" in notebook
+
+
+def test_08_measures_predicts_and_carries_it_to_a_hundred_thousand(executed):
+    found = results(executed, "08_scale_rollouts")
+    full = json.loads((course.SHIPPED / "08_scale_rollouts.json").read_text())
+    full = full["results"]
+    assert {"fresh, 2 at a time, 1000", "pool of 2, 100000"} <= set(full["measured"])
+    for one in (found, full):
+        assert one["measured"].keys() == one["predicted"].keys()
+        for name, seen in one["measured"].items():  # the machine may be busy
+            assert 0.2 < one["predicted"][name] / statistics.median(seen) < 5, name
+        pool, naive = (one["measured"][f"{w}, 100"] for w in ("pool of 2", NAIVE))
+        assert statistics.median(pool) < statistics.median(naive)
+        for name, (closed, simulated) in one["closed_forms"].items():
+            random = name.startswith("wait")
+            assert simulated == pytest.approx(closed, rel=0.2 if random else 1e-6)
+        short, long = one["scaled"]["short"], one["scaled"]["long"]
+        seconds, dollars, _ = short["one a job, 5/s, 100 at a time"][-1]
+        assert seconds == pytest.approx(100_000 / 5, rel=0.01)  # creation, no more
+        small = short["pool of 4, 256 a call"][-1]
+        assert small[0] < seconds / 20 and small[1] < dollars / 50
+        starter, team = (long[f"one a job, 5/s, {n} at a time"][-1] for n in LIMITS)
+        assert starter[2] == 100 and 100 < team[2] < 1_000
+        assert team[0] == pytest.approx(100_000 / 5, rel=0.02) and starter[0] > team[0]
+        for size in (8, 512):
+            idle = [one["idle_usd"][f"{how}, {size}"] for how in STEPS]
+            assert min(idle[0]) > max(idle[1]) and min(idle[1]) > max(idle[2])
+    # Seconds rise with jobs, and a higher limit never makes it slower.
+    for runs in full["rates"].values():
+        assert all(b <= a * 1.01 for a, b in itertools.pairwise(runs))
+
+
+NAIVE, LIMITS = "fresh, 2 at a time", ("100", "1,000")
+STEPS = ("wait for all", "5 % spare", "asynchronous")
+
+
+@pytest.mark.timeout(120)
+def test_08_uses_modal_where_there_is_a_token(capsys):
+    cells = code_of(load(course.find_notebooks("08")[0]))
+    source = next(c.source for c in cells if "ModalPool(tidewater" in c.source)
+    scope = {}
+    exec(
+        "import time\n"
+        "from utils import remote, tidewater\n"
+        "from utils.modal_sandbox import ModalPool\n"
+        "MODE, RATE = 'modal', 50.0\n"
+        "def take(half, n):\n"
+        "    case = tidewater.load_cases()[half]\n"
+        "    return [('warehouse', case['sql'])] * 300\n",
+        scope,
+    )
+    exec(source, scope)
+    assert "no sandbox was created on Modal" in capsys.readouterr().out
+    with SandboxStandin() as server:
+        exec(source, scope)
+        assert not server.unknown and not server.errors
+        assert 1 <= len(server.sandboxes) <= 2  # 300 jobs are two calls of 256 or less
+    assert re.search(r"300 jobs, [12] sandboxes, .* on Modal", capsys.readouterr().out)
 
 
 def test_09_serves_for_real_and_replays_the_shipped_runs(executed):

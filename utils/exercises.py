@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import overlap, sqlstyle, stats, tidewater
+from utils import overlap, simulate, sqlstyle, stats, tidewater
 from utils.costs import call_cost, load_prices
 from utils.grading import Grader, rows_equal
 from utils.traces import Trace
@@ -261,6 +261,33 @@ def _short_if_right(answer: Callable[[bool, int], float]) -> bool:
     right = [answer(True, n) for n in (20, 80, 200, 400, 5_000, 100_000)]
     falls = all(a > b for a, b in itertools.pairwise(right[:4]))
     return len(wrong) == 1 and falls and min(right) > max(wrong)
+
+
+@_exercise(
+    "08.1", "Little: 100 at a time, each living 42 s, are 100 / 42 jobs a second."
+)
+def _binding_limit(answer: float) -> bool:
+    return answer == round(10_000 / min(5, 100 / 42) / 60)
+
+
+@_exercise(
+    "08.2", "Rounds of calls; if the last round is the short call alone, it ends."
+)
+def _pool_time(answer: Callable[[int, int, int, float, float], float]) -> bool:
+    trials = ((10, 2, 4, 3.0, 1.0), (9, 2, 4, 3.0, 1.0), (8, 1, 4, 0.5, 2.0))
+    trials += ((3, 5, 4, 1.0, 1.0), (1_000, 7, 16, 0.7, 0.1), (101, 1, 10, 2.0, 0.5))
+    for jobs, sandboxes, batch, call, job in trials:
+        policy = simulate.Policy("pool", sandboxes, batch=batch)
+        work = simulate.Work(simulate.fixed(job), call=simulate.fixed(call))
+        right = simulate.simulate(policy, work, jobs).seconds
+        if abs(answer(jobs, sandboxes, batch, call, job) - right) > 1e-6:
+            return False
+    return True
+
+
+@_exercise("08.3", "None of n is late with probability 0.99**n; look for the last n.")
+def _without_stragglers(answer: int) -> bool:
+    return answer == max(n for n in range(1, 1_000) if 0.99**n >= 0.5)
 
 
 @_exercise("09.1", "Bytes a second over bytes a token.")
