@@ -8,7 +8,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from utils.costs import PRICE_FILE, UnknownPrice, call_cost, load_prices, per_correct
+from utils.costs import (
+    MONTH,
+    PRICE_FILE,
+    UnknownPrice,
+    answer_cost,
+    break_even,
+    call_cost,
+    cpu_hour,
+    load_prices,
+    paid_seconds,
+    per_correct,
+    utilisation_for,
+    wrong_answer_worth,
+)
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +164,87 @@ def test_a_bad_entry_is_named(tmp_path, field, value):
         path.write_text(json.dumps(raw))
         with pytest.raises(ValueError, match=f"'gpt-6-sol': {field} missing or wrong"):
             load_prices(path)
+
+
+# --- a machine of one's own ----------------------------------------------------------
+
+
+def test_an_hour_of_cpu_by_hand(prices):
+    # 2 cores x 0.0000131 + 4 GiB x 0.00000222 = 0.00003508 USD a second
+    assert cpu_hour(prices, 2, 4) == pytest.approx(0.126288)
+    with pytest.raises(ValueError, match="cores"):
+        cpu_hour(prices, 0, 4)
+
+
+def test_an_answer_by_hand():
+    # 3.60 USD an hour are 0.001 a second; 4 answers a second; half of the time idle
+    assert answer_cost(3.6, 4) == pytest.approx(0.00025)
+    assert answer_cost(3.6, 4, 0.5) == pytest.approx(0.0005)
+    for wrong in ((-1, 4, 0.5), (1, 0, 0.5), (1, 4, 0), (1, 4, 30), (1, 4, math.nan)):
+        with pytest.raises(ValueError, match="utilisation"):
+            answer_cost(*wrong)
+
+
+def test_the_utilisation_at_which_an_answer_costs_so_much():
+    assert utilisation_for(0.0005, 3.6, 4) == pytest.approx(0.5)
+    assert answer_cost(3.6, 4, utilisation_for(0.0004, 3.6, 4)) == pytest.approx(0.0004)
+    assert utilisation_for(0.0001, 3.6, 4) > 1  # not even when it is never idle
+    assert utilisation_for(0, 3.6, 4) == math.inf
+    assert utilisation_for(-0.1, 3.6, 4) == math.inf
+
+
+def test_a_machine_that_never_sleeps_is_paid_from_question_to_question():
+    # 1,000 questions a month on one machine: each pays a thousandth of the month.
+    assert paid_seconds(2, 1_000) == pytest.approx(MONTH / 1_000)
+    # 3 a second take two machines of 2 a second.
+    assert paid_seconds(2, 3 * MONTH) == pytest.approx(2 / 3)
+    assert paid_seconds(2, 2 * MONTH) == pytest.approx(0.5)  # no quiet time at all
+
+
+def test_a_machine_that_sleeps_at_once_is_paid_for_work_and_cold_starts():
+    # one question in a month: half a second of work, and 6 s of start
+    assert paid_seconds(2, 1, 0, 6) == pytest.approx(6.5, rel=1e-5)
+    assert paid_seconds(2, 1, 300, 6) == pytest.approx(306.5, rel=1e-3)
+    assert paid_seconds(2, 1, 0, 0) == pytest.approx(0.5)
+    # Sleeping never costs more than staying awake while a start costs nothing.
+    for month in (10, 1e4, 1e6, 5e6):
+        assert paid_seconds(2, month, 300) <= paid_seconds(2, month) + 1e-9
+
+
+def test_paid_seconds_against_a_simulated_month():
+    rng = np.random.default_rng(0)
+    service, per_month, idle, cold = 0.5, 60_000, 60, 0.0
+    came = np.cumsum(rng.exponential(MONTH / per_month, 200_000))
+    free, paid = 0.0, 0.0
+    for when in came:
+        quiet = max(0.0, when - free)
+        paid += min(quiet, idle) + service
+        free = max(when, free) + service
+    mine = paid_seconds(1 / service, per_month, idle, cold)
+    assert paid / len(came) == pytest.approx(mine, rel=0.01)
+
+
+def test_nonsense_about_paid_seconds_is_refused():
+    for wrong in ((0, 1), (1, 0), (1, 1, -1), (1, 1, 1, -1)):
+        with pytest.raises(ValueError):
+            paid_seconds(*wrong)
+
+
+def test_break_even_by_hand():
+    assert break_even(100, 0.01, 0.06) == pytest.approx(2_000)
+    assert break_even(0, 0.01, 0.06) == 0
+    assert break_even(100, 0.06, 0.06) == math.inf
+    with pytest.raises(ValueError, match="0 or more"):
+        break_even(-1, 0.01, 0.06)
+
+
+def test_what_a_wrong_answer_may_cost_by_hand():
+    # saves 0.02 an answer, is wrong 10 times in 100 more often
+    assert wrong_answer_worth(0.01, 0.9, 0.03, 1.0) == pytest.approx(0.2)
+    assert wrong_answer_worth(0.01, 1.0, 0.03, 1.0) == math.inf
+    assert wrong_answer_worth(0.04, 0.9, 0.03, 1.0) == 0
+    assert wrong_answer_worth(0.04, 0.9, 0.03, 0.9) == 0
+    with pytest.raises(ValueError, match="swap"):
+        wrong_answer_worth(0.04, 1.0, 0.03, 0.9)
+    with pytest.raises(ValueError, match="0 to 1"):
+        wrong_answer_worth(0.04, 85.6, 0.03, 0.9)

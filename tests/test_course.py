@@ -224,6 +224,30 @@ def test_the_ladder_draws_each_gain_over_the_bar_above():
     assert axes.get_title(loc="left").endswith("?")
 
 
+def test_the_ladder_tells_dollars_beside_the_bars():
+    from utils import plots
+
+    bar = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 2, "right": [True, False]}
+    steps = [bar | {"name": name} for name in ("a", "b", "c", "d")]
+    dollars = {"a": [0.146, 0.1457, 0.148], "b": [None, 1.5, None]}
+    dollars["c"] = [2.0, 1.0, None]
+    texts = [text.get_text() for text in plots.ladder(steps, dollars).texts]
+    assert {"0.146 (0.146 to 0.148)", "none right", "2.000 (1.000 to any)"} <= {*texts}
+    assert sum("USD" in text for text in texts) == 1
+    assert not any("USD" in text.get_text() for text in plots.ladder(steps).texts)
+
+
+def test_the_untrained_model_is_the_foot_of_the_trained_bars():
+    def saved(*names, **more):
+        return {"results": {"ladder": [{"name": name} for name in names], **more}}
+
+    runs = {"03": saved("prompt: rules"), "04": saved("SFT"), "06": saved("GRPO")}
+    assert [b["name"] for b in course.ladder_bars(runs)][1:] == ["SFT", "GRPO"]
+    runs["10"] = saved("routed", untrained={"name": "untrained"})
+    names = [bar["name"] for bar in course.ladder_bars(runs)]
+    assert names == ["prompt: rules", "untrained", "SFT", "GRPO", "routed"]
+
+
 def test_a_changed_eval_is_refused(tmp_path, monkeypatch):
     from utils import tidewater
 
@@ -236,3 +260,19 @@ def test_a_changed_eval_is_refused(tmp_path, monkeypatch):
         file.write("{}\n")
     with pytest.raises(ValueError, match="frozen"):
         tidewater.frozen_eval()
+
+
+def test_the_minutes_are_those_of_the_cards(tmp_path, monkeypatch):
+    monkeypatch.setattr(course, "SHIPPED", tmp_path)
+    for name, cpu, seconds in (("04_a", "EPYC", 3600), ("06_b", "NVIDIA H200", 90)):
+        (tmp_path / name).mkdir()
+        card = {"hardware": {"cpu": cpu, "cores": 2}, "seconds": seconds}
+        (tmp_path / name / "card.json").write_text(json.dumps(card))
+    paths = course.find_notebooks()
+    saved = {path.stem: {"card": {"seconds": 3600 / len(paths)}} for path in paths}
+    told = " ".join(course.minutes(saved).split())
+    assert "from nothing: 2.0 hours on 2 cores, of which 1.0 in 1 costly runs" in told
+    assert "1 more ran on an H200, in 2 minutes" in told and "quick mode" not in told
+    card = {"hardware": {"cores": 2}, "seconds": 450}
+    told = course.minutes(saved | {"course_quick": {"card": card}})
+    assert told.startswith("All notebooks in quick mode: 7.5 minutes on 2 cores")

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import re
 import statistics
@@ -447,6 +448,108 @@ def test_09_serves_for_real_and_replays_the_shipped_runs(executed):
     assert "Not started: vllm serve" in notebook and "unreachable" in notebook
 
 
+def test_10_prices_right_answers_and_reaches_verdicts(executed):
+    found = results(executed, "10_compare_costs")
+    full = json.loads((course.SHIPPED / "10_compare_costs.json").read_text())["results"]
+    (bar,) = full["ladder"]
+    assert bar["name"] == "routed" and len(bar["right"]) == bar["n"] == 250
+    for name, one in full["auroc"].items():  # another SQLite may tip a verdict
+        assert found["auroc"][name]["value"] == pytest.approx(one["value"], abs=0.03)
+    saved = [json.loads(p.read_text()) for p in course.SHIPPED.glob("0[2346]_*.json")]
+    bars = [b for one in saved for b in one["results"].get("ladder", ())]
+    names = {b["name"] for b in bars} | {"untrained", "routed"}
+    assert set(full["dollars"]) == names
+    prompts = json.loads((course.SHIPPED / "03_prompt_ceiling.json").read_text())
+    known = prompts["results"]["per_thousand_right"]
+    for tier, each in known.items():
+        for name, triple in each.items():
+            assert full["api"][tier][name] == pytest.approx(triple)
+    assert full["dollars"]["prompt: rules"] == full["api"]["claude-haiku-5.5"]["rules"]
+    # The untrained model has hardly anything right, so it costs hardly anything less.
+    assert sum(full["untrained"]["right"]) < 5
+    for triple in full["dollars"].values():
+        value, low, high = (math.inf if x is None else x for x in triple)
+        assert 0 < low <= value <= high
+    for name, each in full["fifth"].items():
+        shares = [u for triple in each.values() for u in triple if u is not None]
+        assert all(0 < u <= 1 for u in shares)
+        assert shares or name == "routed"
+    for tier, one in full["routed"].items():
+        small = full["ours"][tier]["tuned"]
+        assert 0 < one["share"] < 1 and one["usd"] > 0 and small[0] > 0
+        assert one["difference"]["low"] <= one["difference"]["value"] <= 0
+    assert {v.split(":")[0] for v in full["verdicts"].values()} >= {"no-go", "not yet"}
+    for name, one in full["auroc"].items():
+        assert one["low"] <= one["value"] <= one["high"]
+        if name.startswith("log-probability"):
+            assert one["low"] > 0.5  # better than chance
+    assert list((executed / "runs/quick").glob("10_quick-*/card.json"))
+    notebook = (executed / "runs/quick/10_compare_costs.ipynb").read_text()
+    assert "Replayed, not run now: 10_signals" in notebook
+
+
+def test_10_applies_the_rule_of_00():
+    def rule(path):
+        cells = code_of(load(path))
+        source = next(c.source for c in cells if "def decide" in c.source)
+        return course.bare_source(source)
+
+    (tenth,) = [path for path in PATHS if path.stem.startswith("10")]
+    assert rule(PATHS[0]) == rule(tenth)
+
+
+def test_10_judges_a_readers_numbers():
+    (tenth,) = [path for path in PATHS if path.stem.startswith("10")]
+    sources = [cell.source for cell in code_of(load(tenth))]
+    scope = {}
+    exec("from utils import costs", scope)
+    for part in ("def decide", "def judge"):
+        exec(next(s for s in sources if part in s), scope)
+    yours = {
+        "questions a month": 1_000_000,
+        "tokens in": 1_000,
+        "tokens out": 100,
+        "USD a million in": 2.0,
+        "USD a million out": 10.0,
+        "API right": 1.0,
+        "ours right": 0.9,
+        "passed on": 0.1,
+        "API median seconds": 1.0,
+        "our median seconds": 1.0,
+        "seconds promised": 2.0,
+        "API may cost a month": 1_000,
+        "prompting no longer helps": False,
+        "USD an hour": 0.36,
+        "answers a second": 1.0,
+        "utilisation": 0.5,
+        "USD once": 1_200,
+        "months to earn back": 12,
+        "USD a wrong answer costs": 0.0,
+        "enough data": True,
+    }
+    verdict, grounds = scope["judge"](yours)
+    # 1,000 x 2 + 100 x 10 = 3,000 USD a million; ours 0.0002 + 0.0003 + 0.0001
+    assert verdict == "go: cost"
+    assert grounds["API bill a month"] == pytest.approx(3_000)
+    assert grounds["ours over theirs, per right"] == pytest.approx(0.0006 / 0.9 / 0.003)
+    # A tenth of the answers wrong, at 5 cents each, is 0.005 an answer.
+    verdict, grounds = scope["judge"](yours | {"USD a wrong answer costs": 0.05})
+    assert verdict == "no-go: stay on the API"
+    wrong = (0.0006 + 0.005) / 0.9 / 0.003
+    assert grounds["ours over theirs, per right"] == pytest.approx(wrong)
+    for change, word in (
+        ({"API may cost a month": 4_000}, "no-go: stay on the API"),
+        ({"USD once": 1e6}, "no-go: stay on the API"),
+        ({"API median seconds": 3.0}, "go: cost, latency"),
+        ({"API median seconds": None, "USD once": 1e6}, "not yet: measure latency"),
+        ({"enough data": False}, "not yet: collect and review first"),
+    ):
+        assert scope["judge"](yours | change)[0] == word
+    for wrong in ({"ours right": 90}, {"passed on": -1}, {"utilisation": 0}):
+        with pytest.raises(ValueError, match="shares"):
+            scope["judge"](yours | wrong)
+
+
 def test_11_watches_for_real_and_replays_the_shipped_runs(executed):
     found = results(executed, "11_close_the_loop")
     full = json.loads((course.SHIPPED / "11_close_the_loop.json").read_text())
@@ -467,10 +570,12 @@ def test_11_watches_for_real_and_replays_the_shipped_runs(executed):
         assert [name for name, when in one["alarms"].items() if when] == ["shipments"]
         assert 250 < one["alarms"]["shipments"] <= 500
         assert not any(one["quiet"].values())
-        assert one["noticed"]["low"] > 0.75 and one["noticed"]["early"] <= 2
+        assert one["noticed"]["low"] > 0.6 and one["noticed"]["early"] <= 2
         mended = one["retrained"]["cases of the rule"]["fifty and old"]
         assert mended["change"]["low"] > 0.4
-        assert one["retrained"]["all others"]["fifty and old"]["change"]["low"] > -0.1
+        others = one["retrained"]["all others"]
+        assert others["fifty and old"]["change"]["low"] > -0.1
+        assert others["fifty alone"]["change"]["high"] < 0  # it forgets
     for name, each in full["releases"].items():  # another SQLite may tip a verdict
         assert found["releases"][name]["right"] == pytest.approx(each["right"], abs=1)
     for name, each in full["partners"].items():

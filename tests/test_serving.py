@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -176,7 +177,7 @@ def test_bad_requests_are_told_and_leave_the_server_well(url, client):
     said = {"model": "tidewater", "messages": [{"role": "user", "content": "hi"}]}
     long = said | {"messages": [{"role": "user", "content": "word " * 3000}]}
     cases = {
-        b"{": (400, 500),
+        b"{": (400,),
         b"{}": (400,),
         json.dumps(said | {"messages": "hi"}).encode(): (400,),
         json.dumps(said | {"max_tokens": -5}).encode(): (400,),
@@ -336,6 +337,44 @@ def test_the_gate_keeps_count():
         assert post(url, b'{"n": 1}') == (200, {"said": 1})
 
 
+def test_who_dawdles_keeps_nobody_waiting(monkeypatch):
+    monkeypatch.setattr(serving, "SEND", 0.5)
+
+    async def quick(request):
+        return web.json_response(await request.json())
+
+    upstream, gates = web.Application(), []
+    upstream.router.add_post("/v1/chat/completions", quick)
+    with running(upstream, gate_app(2, gates)) as (_, address):
+        host, port = address.removeprefix("http://").split(":")
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+        head += "Content-Length: 9\r\n\r\n{"
+        slow = [socket.create_connection((host, int(port))) for _ in range(4)]
+        for one in slow:
+            one.sendall(head.encode())
+        time.sleep(0.1)
+        assert gates[0].inside == 0
+        assert post(address + "/v1", b'{"n": 1}') == (200, {"n": 1})
+        answers = [one.recv(4096).split(b"\r\n")[0] for one in slow]
+        assert all(b" 408 " in answer for answer in answers)
+        for one in slow:
+            one.close()
+
+
+def test_an_engine_that_is_mute_frees_its_place(monkeypatch):
+    monkeypatch.setattr(serving, "SILENT", 0.3)
+
+    async def mute(request):
+        await asyncio.sleep(5)
+
+    upstream, gates = web.Application(), []
+    upstream.router.add_post("/v1/chat/completions", mute)
+    with running(upstream, gate_app(1, gates)) as (_, address):
+        assert post(address + "/v1", b"{}")[0] == 503
+        time.sleep(0.1)
+        assert gates[0].inside == 0
+
+
 def test_an_engine_that_is_gone_is_a_503():
     def nowhere(urls):
         return web.Application()
@@ -387,7 +426,7 @@ def test_modal_gets_a_web_server_that_sleeps(monkeypatch, tmp_path):
     first = next(i for i, source in enumerate(code) if source.startswith("MINUTES"))
     last = next(i for i, source in enumerate(code) if "vllm = app.function(" in source)
     scope = {"modal": modal, "remote": remote, "course": course, "GPU": "L4"}
-    scope |= {"subprocess": subprocess, "BIG": "owner/name@abc"}
+    scope |= {"subprocess": subprocess, "BIG": "owner/name@abc", "export": export}
     scope["app"] = modal.App("test-serving")
     with Standin() as here:
         for cell in code[first : last + 1]:
@@ -413,6 +452,7 @@ def test_modal_gets_a_web_server_that_sleeps(monkeypatch, tmp_path):
     late = time.monotonic() + 10
     while not told.exists() and time.monotonic() < late:
         time.sleep(0.01)
+    assert "{% for message in messages if" in told.read_text()
     words = told.read_text().split()
     assert words[:2] == ["serve", "owner/name"]
     assert words[words.index("--revision") + 1] == "abc"

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 PRICE_FILE = Path(__file__).parents[1] / "data" / "prices.json"
+MONTH = 365.25 / 12 * 24 * 3600  # seconds
 
 
 class UnknownPrice(LookupError):  # noqa: N818 - reads better than UnknownPriceError
@@ -118,6 +119,98 @@ def per_correct(cost_per_call: float, right: Any) -> tuple[float, float, float]:
     # Below 1e-9 a share is 0 that rounding has touched.
     value, low, high = (cost_per_call / s if s > 1e-9 else math.inf for s in shares)
     return value, low, high
+
+
+def cpu_hour(prices: Prices, cores: float, memory_gib: float) -> float:
+    """USD of an hour of a machine without a GPU, from the prices of core and memory."""
+    cpu = _find(prices.compute, "cpu_core_second", "compute").price
+    memory = _find(prices.compute, "memory_gib_second", "compute").price
+    if not (cores > 0 and memory_gib >= 0):
+        raise ValueError(f"want cores > 0 and memory >= 0, not {cores}, {memory_gib}")
+    return 3600 * (cores * cpu + memory_gib * memory)
+
+
+def answer_cost(
+    usd_per_hour: float, answers_per_second: float, utilisation: float = 1.0
+) -> float:
+    """USD of an answer from a machine paid by the hour.
+
+    `answers_per_second` is what it can do, `utilisation` the share of the paid time in
+    which it does so, above 0 and at most 1.
+    """
+    if not (usd_per_hour >= 0 and answers_per_second > 0 and 0 < utilisation <= 1):
+        raise ValueError(
+            "want a price >= 0, answers a second > 0 and a utilisation above 0 and at "
+            f"most 1: {usd_per_hour, answers_per_second, utilisation}"
+        )
+    return usd_per_hour / (3600 * answers_per_second * utilisation)
+
+
+def utilisation_for(
+    usd: float, usd_per_hour: float, answers_per_second: float
+) -> float:
+    """Utilisation at which an answer costs `usd`; above 1 none does, inf for usd <= 0.
+
+    What an answer costs besides, such as the calls of a routed one, take off first.
+    """
+    full = answer_cost(usd_per_hour, answers_per_second)
+    return full / usd if usd > 0 else math.inf
+
+
+def paid_seconds(
+    answers_per_second: float,
+    per_month: float,
+    idle_seconds: float = math.inf,
+    cold_seconds: float = 0.0,
+) -> float:
+    """Seconds paid for an answer when machines sleep after `idle_seconds` of quiet.
+
+    Questions come by chance (a Poisson process) to a machine that answers one after the
+    other. Of its busy times, each followed by a quiet one, there are 1 - load for each
+    answer; a quiet time is paid up to `idle_seconds`, and if it lasts longer the next
+    answer pays a cold start. An infinite `idle_seconds` keeps the machine on. What
+    queues behind a cold start is left out. Where the questions take more than one
+    machine, as few as can carry them share them evenly.
+    """
+    if not (answers_per_second > 0 and per_month > 0):
+        raise ValueError("want more than 0 answers a second, and a month")
+    if not (idle_seconds >= 0 and cold_seconds >= 0):
+        raise ValueError("idle_seconds and cold_seconds must be 0 or more")
+    load = per_month / MONTH / answers_per_second
+    machines = math.ceil(load)
+    load, rate = load / machines, per_month / MONTH / machines
+    asleep = math.exp(-rate * idle_seconds)
+    quiet = (1 - asleep) / rate + asleep * cold_seconds
+    return 1 / answers_per_second + (1 - load) * quiet
+
+
+def break_even(fixed: float, own: float, rival: float) -> float:
+    """Answers after which a saving of `rival - own` USD each has paid back `fixed`.
+
+    Infinite where there is nothing to save. The prices may be per answer or per right
+    answer; the result is in the same.
+    """
+    if not (fixed >= 0 and own >= 0 and rival >= 0):
+        raise ValueError(f"want costs of 0 or more: {fixed, own, rival}")
+    return fixed / (rival - own) if rival > own else math.inf
+
+
+def wrong_answer_worth(
+    own: float, own_right: float, rival: float, rival_right: float
+) -> float:
+    """USD that a wrong answer may cost before the cheaper, less right system loses.
+
+    `own` and `rival` are USD an answer, the others shares of right answers. Infinite
+    where ours is no dearer and no less right, 0 where it is dearer and no more right;
+    ValueError where it is the dearer and more right one: then swap them.
+    """
+    if not (0 <= own_right <= 1 and 0 <= rival_right <= 1):
+        raise ValueError(f"want shares from 0 to 1: {own_right, rival_right}")
+    if own > rival and own_right > rival_right:
+        raise ValueError("ours is the dearer and more right one: swap the two")
+    if own_right >= rival_right:
+        return math.inf if own <= rival else 0.0
+    return max(0.0, (rival - own) / (rival_right - own_right))
 
 
 def _find(table: dict[str, Any], name: str, what: str) -> Any:

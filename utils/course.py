@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -365,9 +366,10 @@ def front() -> None:
     from utils import plots
 
     saved = {p.stem: json.loads(p.read_text()) for p in sorted(SHIPPED.glob("*.json"))}
-    steps = [bar for run in saved.values() for bar in run["results"].get("ladder", ())]
-    plots.ladder(steps).figure.savefig(SHIPPED / "ladder.png")
-    tables = {"notebooks": table(saved)}
+    told = saved.get("10_compare_costs", {"results": {}})["results"]
+    drawing = plots.ladder(ladder_bars(saved), told.get("dollars")).figure
+    drawing.savefig(SHIPPED / "ladder.png")
+    tables = {"notebooks": table(saved), "minutes": minutes(saved)}
     for name, run in saved.items():
         if name.startswith("bench_"):
             tables[name] = run["results"]["table"]
@@ -380,6 +382,18 @@ def front() -> None:
         start, end = frame.search(text).groups()
         text = f"{text[:before]}{start}{rows}\n{end}{text[after:]}"
     readme.write_text(text, encoding="utf-8")
+
+
+def ladder_bars(saved: dict[str, Any]) -> list[dict[str, Any]]:
+    """List the ladder's bars in order; `saved` maps a notebook to its JSON.
+
+    The untrained model, which notebook 10 adds, is the foot of the trained ones.
+    """
+    bars = [bar for run in saved.values() for bar in run["results"].get("ladder", ())]
+    for run in saved.values():
+        if foot := run["results"].get("untrained"):
+            bars.insert([bar["name"] for bar in bars].index("SFT"), foot)
+    return bars
 
 
 def table(saved: dict[str, Any]) -> str:
@@ -401,6 +415,34 @@ def table(saved: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def minutes(saved: dict[str, Any]) -> str:
+    """Say how long the course takes; `saved` maps a run to its JSON.
+
+    A full run from nothing takes the minutes of the notebooks and those of the costly
+    runs that they replay, which have cards of their own.
+    """
+    cards = [json.loads(p.read_text()) for p in SHIPPED.glob("[0-9][0-9]_*/card.json")]
+    on_gpu = [card for card in cards if "H200" in card["hardware"]["cpu"]]
+    costly = sum(card["seconds"] for card in cards if card not in on_gpu)
+    lent = sum(card["seconds"] for card in on_gpu)
+    full = sum(saved[path.stem]["card"]["seconds"] for path in find_notebooks())
+    lines = []
+    if "course_quick" in saved:
+        card = saved["course_quick"]["card"]
+        lines.append(
+            f"All notebooks in quick mode: {card['seconds'] / 60:.1f} minutes on "
+            f"{card['hardware']['cores']} cores, after set-up."
+        )
+    lines.append(
+        f"A full run from nothing: {(full + costly) / 3600:.1f} hours on 2 cores, of "
+        f"which {costly / 3600:.1f} in {len(cards) - len(on_gpu)} costly runs that "
+        f"full mode replays while their recipes are unchanged. {len(on_gpu)} more ran "
+        f"on an H200, in {lent / 60:.0f} minutes; on 2 cores they take longer, and are "
+        "not in the sum."
+    )
+    return "\n".join(textwrap.wrap(" ".join(lines), 88))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line of the course; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m utils.course")
@@ -409,7 +451,10 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--mode", default="quick", help=f"{', '.join(MODES)}")
     run.add_argument("--only", help="the notebooks that begin with this, as 02")
     run.add_argument(
-        "--save", action="store_true", help="put the outputs into notebooks/ (authors)"
+        "--save",
+        action="store_true",
+        help="put the outputs of full mode into notebooks/, and each mode's minutes "
+        "into data/runs/ (authors)",
     )
     commands.add_parser("front", help="redraw the README's figure and table (authors)")
     chosen = parser.parse_args(arguments)
@@ -449,8 +494,13 @@ def _run(notebooks: list[Path], mode: str, save: bool) -> int:
             print(f"\nInterrupted in {path.stem}; what ran before is in runs/{mode}/.")
             return 130
     # At the end: until then the run cards name a commit without changes.
-    for path in notebooks if save else ():
+    for path in notebooks if save and mode == "full" else ():
         ship(path, mode)
+    if save and len(notebooks) == len(find_notebooks()):
+        card = run_card(f"python -m utils.course run --mode {mode}", sum(took.values()))
+        told = {"card": card, "results": {"seconds": took}}
+        path = SHIPPED / f"course_{mode}.json"
+        path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     width = max(map(len, took))
     print("\n".join(f"{name:<{width}}  {took[name]:6.1f} s" for name in took))
     print(f"{'together':<{width}}  {sum(took.values()):6.1f} s, in runs/{mode}/")

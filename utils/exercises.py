@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import overlap, simulate, sqlstyle, stats, tidewater
+from utils import costs, overlap, routing, simulate, sqlstyle, stats, tidewater
 from utils.costs import call_cost, load_prices
 from utils.grading import Grader, rows_equal
 from utils.traces import Trace
@@ -306,6 +306,39 @@ def _nearest_rank(answer: Callable[[list[float], float], float]) -> bool:
     shares = (1, 10, 11, 50, 51, 90, 95, 99, 100)
     wanted = [np.percentile(values, s, method="inverted_cdf") for s in shares]
     return [answer(list(values), s) for s in shares] == wanted and answer([3.0], 0) == 3
+
+
+@_exercise(
+    "10.1", "A fifth of a right answer's price, times 0.86; then utilisation_for."
+)
+def _fifth(answer: float) -> bool:
+    rows = tidewater.read_jsonl("recorded/rules.jsonl")
+    into, out = (
+        np.array([r[k] for r in rows]) for k in ("input_tokens", "output_tokens")
+    )
+    usd = call_cost(load_prices().model("claude-haiku-5.5"), into, out).mean()
+    return abs(answer - costs.utilisation_for(usd / 5 * 0.86, 0.80, 10)) <= 0.006
+
+
+@_exercise(
+    "10.2", "Below the threshold large counts, at it and above it small; the mean."
+)
+def _routed(answer: Callable[[list[float], list, list, float], float]) -> bool:
+    signal, small = [0.9, 0.1, 0.5, 0.5], [True, False, True, False]
+    large = [True, True, False, False]
+    trials = [(signal, small, large, step) for step in (0.0, 0.5, 0.6, 2.0)]
+    right = [np.mean(routing.at(t, *rest, 0, 0).right) for *rest, t in trials]
+    return np.allclose([answer(*trial) for trial in trials], right)
+
+
+@_exercise(
+    "10.3", "What is paid in a month, over what an answer saves; inf if nothing."
+)
+def _pays_back(answer: Callable[[float, float, float, float], float]) -> bool:
+    trials = ((1200, 12, 0.001, 0.003), (50, 1, 0.0, 0.01), (1200, 12, 0.003, 0.003))
+    trials += ((1200, 6, 0.004, 0.003), (0, 12, 0.001, 0.003))
+    right = [costs.break_even(once / m, own, api) for once, m, own, api in trials]
+    return np.allclose([answer(*trial) for trial in trials], right)
 
 
 @_exercise("11.1", "Give it twenty times True and look at .alarm; alpha must be 0.01.")

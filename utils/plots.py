@@ -1,6 +1,7 @@
 """One look for every figure: readable in grey, intervals drawn, units on the axes."""
 
 import itertools
+import math
 import time
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -153,19 +154,27 @@ def text_table(frame: pd.DataFrame) -> Styler:
     return frame.style.set_table_styles([left])
 
 
-def ladder(steps: Sequence[Mapping[str, Any]]) -> Axes:
+def ladder(
+    steps: Sequence[Mapping[str, Any]],
+    dollars: Mapping[str, Sequence[float | None]] | None = None,
+) -> Axes:
     """Draw the course's ladder: one bar a step, from the notebooks' results files.
 
-    Beside each bar stands its paired difference to the bar before.
+    Beside each bar stands its paired difference to the bar before and, where it is
+    known, what a thousand right answers cost.
 
     Args:
         steps: each with name, value, low, high (fractions of 1), n, and right: whether
             each case was answered rightly, the same cases in the same order.
+        dollars: name of a bar -> USD per 1,000 right answers: value, low and high. A
+            value of None is that of a bar without a right answer.
 
     """
     axes = figure(
-        "How right is each way to answer?",
-        figsize=(7.6, 1.0 + 0.42 * len(steps)),
+        "How right is each way to answer, and what does it cost?"
+        if dollars
+        else "How right is each way to answer?",
+        figsize=(9.6 if dollars else 7.6, 1.0 + 0.42 * len(steps)),
     )
     named = {step["name"]: SimpleNamespace(**step) for step in steps}
     bars(axes, named, f"right on all three databases, % of {steps[0]['n']} cases", 100)
@@ -174,6 +183,24 @@ def ladder(steps: Sequence[Mapping[str, Any]]) -> Axes:
         axes.annotate(gain.points(), (118, row), va="center", fontsize=9)
     axes.annotate("gain over the bar above", (118, 0), va="center", fontsize=9)
     axes.set_xlim(0, 185)
+    if dollars:
+        axes.set_xlim(0, 250)
+        axes.xaxis.label.set_x(0.2)  # under the bars
+        head = "USD per 1,000 right"
+        axes.annotate(
+            head, (192, -0.75), va="center", fontsize=9, annotation_clip=False
+        )
+        for row, name in enumerate(named):
+            if name in dollars:
+                told = _dollars(*dollars[name])
+                axes.annotate(told, (192, row), va="center", fontsize=9)
     axes.spines["bottom"].set_bounds(0, 100)
     axes.set_xticks(range(0, 101, 20))
     return axes
+
+
+def _dollars(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "none right"
+    most = "any" if high is None or not math.isfinite(high) else f"{high:.3f}"
+    return f"{value:.3f} ({low:.3f} to {most})"

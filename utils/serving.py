@@ -25,6 +25,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
 
 OPEN = ("/health", "/metrics", "/tokenize", "/apply-template", "/v1/models")
 CONTEXT = 1024  # tokens of one conversation, its reply included
+SEND, SILENT = 10.0, 120.0  # seconds for a request to arrive, for the engine to be mute
 
 
 class Gate:
@@ -41,10 +42,9 @@ class Gate:
         """Open the connections to the server; a new one for each request."""
         # A kept one may be closed by the server just when a request is sent on it.
         connector = TCPConnector(limit=0, force_close=True)
-        forever = ClientTimeout(total=None)
-        self._session = ClientSession(
-            self.upstream, connector=connector, timeout=forever
-        )
+        # No limit on an answer, but one on silence: what hangs frees its place.
+        limit = ClientTimeout(total=None, sock_read=SILENT)
+        self._session = ClientSession(self.upstream, connector=connector, timeout=limit)
 
     async def close(self, app: web.Application) -> None:
         """Close them."""
@@ -54,8 +54,19 @@ class Gate:
         """Refuse a request, or pass it on and its answer back, piece by piece."""
         if request.path not in OPEN and not request.path.startswith("/v1/"):
             return _error(404, "not_found_error", f"no such path: {request.path}")
-        if request.method != "POST" or request.path in OPEN:
-            return await self._pass_on(request)
+        if request.method != "POST":
+            return await self._pass_on(request, b"")
+        try:  # before a place is taken: who dawdles keeps nobody waiting
+            async with asyncio.timeout(SEND):
+                body = await request.read()
+            json.loads(body)
+        except web.HTTPRequestEntityTooLarge as error:
+            return _error(413, "invalid_request_error", error.text)
+        except TimeoutError:
+            told = f"the request was not complete within {SEND:g} s"
+            return _error(408, "invalid_request_error", told)
+        except ValueError as error:
+            return _error(400, "invalid_request_error", f"no JSON: {error}")
         if self.inside >= self.capacity:
             told = f"{self.inside} requests are being answered; try again in a second"
             refused = _error(429, "rate_limit_error", told)
@@ -63,14 +74,13 @@ class Gate:
             return refused
         self.inside += 1
         try:
-            return await self._pass_on(request)
+            return await self._pass_on(request, body)
         finally:
             self.inside -= 1
 
-    async def _pass_on(self, request: web.Request) -> web.StreamResponse:
+    async def _pass_on(self, request: web.Request, body: bytes) -> web.StreamResponse:
         kept = ("authorization", "content-type", "accept")
         headers = {k: v for k, v in request.headers.items() if k.lower() in kept}
-        body = await request.read()
         response = web.StreamResponse()
         try:
             async with self._session.request(
@@ -81,7 +91,7 @@ class Gate:
                 await response.prepare(request)
                 async for piece in found.content.iter_any():
                     await response.write(piece)
-        except ClientError as error:
+        except (ClientError, TimeoutError) as error:
             if response.prepared:
                 raise  # half an answer is out: the connection breaks off
             told = f"the engine does not answer ({type(error).__name__}); try again"
@@ -184,7 +194,7 @@ def _engine(job: dict) -> "object":
     settings.endpoint_metrics, settings.ui = True, False
     settings.cache_ram_mib = 0  # prompts are short; no memory to keep them in
     settings.verbosity = 1  # errors; never a user's question
-    settings.port = 0
+    settings.hostnames, settings.port = ["127.0.0.1"], 0
     if job["api_key"]:
         settings.api_keys = [job["api_key"]]
     return xllamacpp.Server(settings)
@@ -202,7 +212,8 @@ async def _run(job: dict, upstream: str) -> None:
     site = web.TCPSite(runner, "127.0.0.1", job["port"], backlog=1024)
     await site.start()
     port = runner.addresses[0][1]
-    print(json.dumps({"url": f"http://127.0.0.1:{port}/v1"}), flush=True)
+    os.write(job["tell"], json.dumps({"url": f"http://127.0.0.1:{port}/v1"}).encode())
+    os.write(job["tell"], b"\n")
     # Whoever started this holds the other end; when it dies, so does this.
     await asyncio.to_thread(sys.stdin.read)
     os._exit(0)
@@ -212,6 +223,9 @@ def main() -> None:
     """Serve what the first line on the input says, until the input ends."""
     argparse.ArgumentParser(description=main.__doc__).parse_args()
     job = json.loads(sys.stdin.readline())
+    # Nobody reads this pipe after its first line; what the engine prints goes on.
+    job["tell"] = os.dup(1)
+    os.dup2(2, 1)
     engine = _engine(job)
     asyncio.run(_run(job, engine.listening_address))
 
