@@ -86,6 +86,7 @@ SOLUTIONS = {
     ),
     "10.3": lambda once, months, own, api: (
         once / months / (api - own) if api > own else math.inf
+    ),
     "11.1": 9,
     "11.2": lambda lost, rate: list(
         itertools.accumulate(
