@@ -87,6 +87,18 @@ SOLUTIONS = {
     "10.3": lambda once, months, own, api: (
         once / months / (api - own) if api > own else math.inf
     ),
+    "11.1": 9,
+    "11.2": lambda lost, rate: list(
+        itertools.accumulate(
+            (2 * rate if one else 2 - 2 * rate for one in lost), lambda a, b: a * b
+        )
+    ),
+    "11.3": (
+        "SELECT region, ROUND(100.0 * SUM(julianday(delivered_date) "
+        "- julianday(promised_date) > 3) / COUNT(*), 1) FROM shipments "
+        "WHERE is_test = 0 AND delivered_date IS NOT NULL "
+        "AND promised_date LIKE '2026-05-%' GROUP BY region"
+    ),
 }
 
 # Answers that are almost right: the checks must tell them apart.
@@ -141,4 +153,12 @@ NEAR_MISSES = {
         / len(signal)
     ),
     "10.3": lambda once, months, own, api: once / months / abs(api - own or 1e-9),
+    "11.1": 7,
+    "11.2": lambda lost, rate: [2 * rate if one else 2 - 2 * rate for one in lost],
+    "11.3": (
+        "SELECT region, ROUND(100.0 * SUM(julianday(delivered_date) "
+        "- julianday(promised_date) > 2) / COUNT(*), 1) FROM shipments "
+        "WHERE is_test = 0 AND delivered_date IS NOT NULL "
+        "AND promised_date LIKE '2026-05-%' GROUP BY region"
+    ),
 }

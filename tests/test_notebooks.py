@@ -555,6 +555,51 @@ def test_10_judges_a_readers_numbers():
             scope["judge"](yours | wrong)
 
 
+def test_11_watches_for_real_and_replays_the_shipped_runs(executed):
+    found = results(executed, "11_close_the_loop")
+    full = json.loads((course.SHIPPED / "11_close_the_loop.json").read_text())
+    full = full["results"]
+    for one in (found, full):
+        assert one["shadow"]["all"]["n"] > 400
+        saved = {name: each["saved"] for name, each in one["partners"].items()}
+        assert saved["launch"]["high"] < saved["fewshot"]["low"]
+        peeked, rarer, sequential = one["false_alarms"].values()
+        assert peeked["low"] > 0.1 and rarer["value"] < peeked["value"]
+        assert sequential["low"] < 0.05 and sequential["value"] < 0.08
+        back = {name: each["rolled_back"] for name, each in one["releases"].items()}
+        assert back["cut at 64 tokens"]["low"] > 0.95
+        assert back["system prompt added"]["low"] > 0.95
+        assert max(back[n]["high"] for n in ("rejection sampling", "other seed")) < 0.1
+        before, after, n = one["drift"]
+        assert n == 23 and before >= 19 and after <= 2
+        assert [name for name, when in one["alarms"].items() if when] == ["shipments"]
+        assert 250 < one["alarms"]["shipments"] <= 500
+        assert not any(one["quiet"].values())
+        assert one["noticed"]["low"] > 0.6 and one["noticed"]["early"] <= 2
+        mended = one["retrained"]["cases of the rule"]["fifty and old"]
+        assert mended["change"]["low"] > 0.4
+        others = one["retrained"]["all others"]
+        assert others["fifty and old"]["change"]["low"] > -0.1
+        assert others["fifty alone"]["change"]["high"] < 0  # it forgets
+    for name, each in full["releases"].items():  # another SQLite may tip a verdict
+        assert found["releases"][name]["right"] == pytest.approx(each["right"], abs=1)
+    for name, each in full["partners"].items():
+        for share in ("saved", "missed", "caught"):
+            assert found["partners"][name][share]["value"] == pytest.approx(
+                each[share]["value"], abs=0.03
+            )
+    for part, each in full["retrained"].items():
+        for name, one in each.items():
+            assert found["retrained"][part][name]["value"] == pytest.approx(
+                one["value"], abs=0.05
+            )
+    (trained,) = (executed / "runs/quick").glob("11_quick-*/card.json")
+    assert not list(trained.parent.rglob("*.safetensors"))
+    notebook = (executed / "runs/quick/11_close_the_loop.ipynb").read_text()
+    for name in ("shadow", "week", "fifty_and_old", "system_prompt_added"):
+        assert f"Replayed, not run now: 11_{name}" in notebook
+
+
 def test_shipped_runs_have_their_logs_cards_and_adapters():
     for name in ("04_sft", "06_rl_seed_0"):
         adapter = course.SHIPPED / name / "adapter" / "adapter_model.safetensors"

@@ -4,6 +4,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.integrate import quad
 from scipy.stats import binom, binomtest, norm
 
 from utils.stats import (
@@ -16,6 +17,7 @@ from utils.stats import (
     mcnemar,
     paired_difference,
     rogan_gladen,
+    sequential_test,
     wilson,
 )
 
@@ -355,6 +357,90 @@ def test_replicates_with_a_judge_no_better_than_chance_are_kept():
     assert (found.low, found.high) == (0.0, 1.0)
 
 
+def test_the_evidence_of_losses_alone_is_a_sum_that_can_be_done_by_hand():
+    # The mean of (2 r)**k over all rates r from 1/2 to 1, after k losses in a row.
+    found = sequential_test([True] * 9)
+    by_hand = [(2 ** (k + 1) - 1) / (k + 1) for k in range(1, 10)]
+    assert found.evidence == pytest.approx(by_hand)
+    assert found.alarm == 7 and found.evidence[5] < 20 <= found.evidence[6]
+    assert sequential_test([False]).evidence == pytest.approx([0.5])
+    assert sequential_test([True] * 6).alarm is None
+
+
+@pytest.mark.parametrize("limit", [0.03, 0.2, 0.5, 0.9])
+def test_the_evidence_is_an_average_of_likelihood_ratios(limit):
+    bad = np.random.default_rng(0).random(40) < 0.4
+    found = sequential_test(bad, limit).evidence
+    for n in (1, 7, 40):
+        k = int(bad[:n].sum())
+
+        def ratio(rate, n=n, k=k):
+            odds = k * np.log(rate / limit) + (n - k) * np.log((1 - rate) / (1 - limit))
+            return np.exp(odds) / (1 - limit)
+
+        assert found[n - 1] == pytest.approx(quad(ratio, limit, 1)[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.5, 0.8])
+def test_at_the_limit_the_evidence_is_expected_to_stay(limit):
+    past = (np.random.default_rng(1).random(60) < limit).tolist()
+    for n in (1, 10, 60):
+        now = sequential_test(past[:n], limit).evidence[-1]
+        worse, better = (
+            sequential_test([*past[:n], bad], limit).evidence[-1]
+            for bad in (True, False)
+        )
+        assert limit * worse + (1 - limit) * better == pytest.approx(now)
+
+
+def alarms(rate, limit, alpha, watched=300, length=600, seed=0):
+    """How many of so many sequences, looked at after every event, raise the alarm."""
+    drawn = np.random.default_rng(seed).random((watched, length)) < rate
+    found = (sequential_test(bad, limit, alpha).alarm for bad in drawn)
+    return sum(alarm is not None for alarm in found)
+
+
+@pytest.mark.parametrize("limit", [0.1, 0.5])
+@pytest.mark.parametrize("alpha", [0.05, 0.2])
+def test_false_alarms_keep_to_alpha_though_one_looks_after_every_event(limit, alpha):
+    watched = 1500
+    false = alarms(limit, limit, alpha, watched)
+    # Not above alpha by more than chance, and not so rare that it never fires.
+    assert alpha / 4 < false / watched
+    assert binomtest(false, watched, alpha, alternative="greater").pvalue > 0.001
+    assert alarms(0.8 * limit, limit, alpha, watched) < false
+
+
+def test_a_test_for_one_look_does_not_keep_to_alpha_when_peeked_at():
+    # The trial above, with the test that it replaces.
+    drawn = np.random.default_rng(0).random((1500, 600)) < 0.5
+    hits, seen = drawn.cumsum(axis=1), np.arange(1, 601)
+    false = (binom.sf(hits - 1, seen, 0.5) <= 0.05).any(axis=1).mean()
+    assert false > 0.2
+
+
+def test_a_worse_system_is_found_and_the_worse_the_sooner():
+    assert alarms(0.75, 0.5, 0.05, length=150) > 0.99 * 300
+    assert alarms(0.35, 0.1, 0.05, length=150) > 0.99 * 300
+    assert alarms(0.65, 0.5, 0.05, length=150) > 0.6 * 300
+    drawn = np.random.default_rng(2).random((200, 300))
+    delays = [
+        np.median([sequential_test(row < rate).alarm or 301 for row in drawn])
+        for rate in (0.65, 0.75, 0.9)
+    ]
+    assert delays[0] > delays[1] > delays[2] > 6
+
+
+def test_the_evidence_stays_a_number_for_long_sequences():
+    for bad in ([True] * 20_000, [False] * 20_000, split(*[1] * 20_000)):
+        found = sequential_test(bad, 0.5)
+        assert np.isfinite(found.evidence).all()
+        assert min(found.evidence) >= 0
+        assert (found.alarm is not None) == all(bad)
+    late = sequential_test([False] * 5_000 + [True] * 15_000, 0.5)
+    assert late.alarm > 5_000
+
+
 def test_columns_may_be_lists_arrays_or_series():
     a, b = pairs(40, 11, 19, 30)
     expected = paired_difference(a, b)
@@ -399,6 +485,12 @@ def test_columns_may_be_lists_arrays_or_series():
         (lambda: rogan_gladen([], [True, False], [True, False]), "observed must hold"),
         (lambda: rogan_gladen([True], [False] * 2, [True] * 2), "both right and wrong"),
         (lambda: rogan_gladen([True], [True, False], [True, False], 0), "a replicate"),
+        (lambda: sequential_test([]), "bad must hold"),
+        (lambda: sequential_test([True, None]), "bad must hold True and False"),
+        (lambda: sequential_test([True], limit=0.0), "limit and alpha"),
+        (lambda: sequential_test([True], limit=1.0), "limit and alpha"),
+        (lambda: sequential_test([True], alpha=0.0), "limit and alpha"),
+        (lambda: sequential_test([True], alpha=math.nan), "limit and alpha"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -339,3 +339,34 @@ def _pays_back(answer: Callable[[float, float, float, float], float]) -> bool:
     trials += ((1200, 6, 0.004, 0.003), (0, 12, 0.001, 0.003))
     right = [costs.break_even(once / m, own, api) for once, m, own, api in trials]
     return np.allclose([answer(*trial) for trial in trials], right)
+
+
+@_exercise("11.1", "Give it twenty times True and look at .alarm; alpha must be 0.01.")
+def _losses_in_a_row(answer: int) -> bool:
+    return answer == stats.sequential_test([True] * 50, alpha=0.01).alarm
+
+
+@_exercise("11.2", "A loss: times rate / 0.5. A win: times (1 - rate) / 0.5. cumprod.")
+def _bet_on_a_rate(answer: Callable[[list[bool], float], list[float]]) -> bool:
+    trials = (([True, False, True, True], 0.75), ([False, False], 0.6), ([True], 0.9))
+    pairs = []
+    for lost, rate in trials:
+        steps = [2 * rate if one else 2 * (1 - rate) for one in lost]
+        pairs.append((list(answer(list(lost), rate)), np.cumprod(steps)))
+    return all(len(a) == len(b) and np.allclose(a, b) for a, b in pairs)
+
+
+@_exercise(
+    "11.3", "More than 3 days after promised_date; delivered ones, no test account."
+)
+def _late_by_region(answer: str) -> bool:
+    right = (
+        "SELECT region, ROUND(100.0*AVG(julianday(delivered_date)"
+        "-julianday(promised_date)>3),1) FROM shipments WHERE is_test=0 AND "
+        "delivered_date IS NOT NULL AND promised_date BETWEEN '2026-05-01' AND "
+        "'2026-05-31' GROUP BY region"
+    )
+    case = {"id": "11.3", "sql": right, "ordered": False}
+    with tidewater.open_pool() as pool:
+        (grade,) = Grader(pool).grade([case], [answer])
+    return grade.right

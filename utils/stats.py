@@ -1,4 +1,4 @@
-"""How sure a number is: intervals, paired tests, the reach of n cases, and judges.
+"""How sure a number is: intervals, paired and sequential tests, reach, and judges.
 
 Rates and differences are fractions of 1. Every function refuses empty input, columns
 of different lengths and values out of range with a ValueError. The same seed gives the
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 from statsmodels.stats.inter_rater import cohens_kappa
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import NormalIndPower
@@ -49,6 +49,14 @@ class Paired:
     only_a: int  # cases that a alone has right
     only_b: int
     n: int
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A test that is looked at after every event, and when it raised the alarm."""
+
+    evidence: list[float]  # after each event; 1 tells nothing
+    alarm: int | None  # number of the event, from 1, at which it came; None: it did not
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,39 @@ def paired_difference(
     difference = bootstrap_ratio(gain, None, clusters, replicates, seed)
     only_a, only_b = int((gain < 0).sum()), int((gain > 0).sum())
     return Paired(difference, mcnemar(a, b), only_a, only_b, len(gain))
+
+
+def sequential_test(
+    bad: Sequence[bool], limit: float = 0.5, alpha: float = 0.05
+) -> Watched:
+    """Watch whether events are bad more often than `limit`, however often one looks.
+
+    The alarm comes when the evidence reaches 1 / alpha. As long as each event is bad
+    with a chance of `limit` at most, whatever came before it, it ever comes with a
+    chance of alpha at most (Ville's inequality). For a new system beside an old one
+    take only cases that one of the two alone has right, bad where that is the old one:
+    if the new one is no worse, the chance is 1/2 at most.
+
+    The evidence is the likelihood of the events under a higher rate over that under
+    `limit`, averaged over all rates from `limit` to 1 (Robbins 1970, Annals of
+    Mathematical Statistics 41; Ramdas et al. 2023, arXiv 2210.01948).
+    """
+    (flags,) = _flags(bad=bad)
+    if not (0 < limit < 1 and 0 < alpha < 1):
+        raise ValueError(f"need limit and alpha between 0 and 1: {limit}, {alpha}")
+    seen = np.arange(1, len(flags) + 1)
+    hits = flags.cumsum()
+    misses = seen - hits
+    # Where the tail is too small for a float, the evidence is 0: late, never early.
+    with np.errstate(divide="ignore"):
+        tail = np.log(special.betaincc(hits + 1, misses + 1, limit))
+    average = special.betaln(hits + 1, misses + 1) + tail - math.log1p(-limit)
+    at_limit = hits * math.log(limit) + misses * math.log1p(-limit)
+    evidence = np.exp(
+        np.minimum(average - at_limit, 700)
+    )  # the largest float is e**709
+    reached = np.flatnonzero(evidence >= 1 / alpha)
+    return Watched(evidence.tolist(), int(reached[0]) + 1 if len(reached) else None)
 
 
 def bootstrap_ratio(
