@@ -15,7 +15,7 @@ from solutions import NEAR_MISSES, SOLUTIONS
 from standin_sandboxes import SandboxStandin
 from test_links import shipped_files
 
-from utils import course
+from utils import course, stats
 from utils.course import ROOT
 from utils.exercises import _EXERCISES, check
 
@@ -575,6 +575,12 @@ def test_11_watches_for_real_and_replays_the_shipped_runs(executed):
         assert [name for name, when in one["alarms"].items() if when] == ["shipments"]
         assert 250 < one["alarms"]["shipments"] <= 500
         assert not any(one["quiet"].values())
+        eval_wrong = one["limits"]
+        assert "none" in eval_wrong and set(eval_wrong) == set(one["alarms"])
+        assert eval_wrong["none"]["n"] == 250  # replies without a table, of all
+        for each in eval_wrong.values():  # wider than an interval of 95 %
+            plain = stats.wilson(round(each["value"] * each["n"]), each["n"])
+            assert each["high"] > plain.high
         assert one["noticed"]["low"] > 0.6 and one["noticed"]["early"] <= 2
         mended = one["retrained"]["cases of the rule"]["fifty and old"]
         assert mended["change"]["low"] > 0.4
