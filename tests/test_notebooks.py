@@ -479,11 +479,32 @@ def test_10_prices_right_answers_and_reaches_verdicts(executed):
         shares = [u for triple in each.values() for u in triple if u is not None]
         assert all(0 < u <= 1 for u in shares)
         assert shares or name == "routed"
-    for tier, one in full["routed"].items():
-        small = full["ours"][tier]["tuned"]
-        assert 0 < one["share"] < 1 and one["usd"] > 0 and small[0] > 0
+    assert len(full["routed"]) == 4  # two price tiers, with a cache and without
+    for market, one in full["routed"].items():
+        share = one["share"]
+        assert 0 < share["low"] < share["value"] < share["high"] < 1 and one["usd"] > 0
         assert one["difference"]["low"] <= one["difference"]["value"] <= 0
-    assert {v.split(":")[0] for v in full["verdicts"].values()} >= {"no-go", "not yet"}
+        tier, way = market.split(" | ")
+        value, low, high = full["ours"][tier][way.replace("rules", "routed")]
+        per_right = 1000 * one["usd"] / (sum(one["right"]) / len(one["right"]))
+        assert low < value < high and value == pytest.approx(per_right)
+    for each in full["ours"].values():  # calls and rival are cheaper with a cache
+        assert each["rules, cached"][0] < each["rules"][0]
+        assert each["routed, cached"][0] < each["routed"][0]
+    use = full["utilisation"]
+    assert 0 < use["today"] < use["100 x today"] <= use["assumed"] + 1e-9 <= 1
+    for one in full["a_fifth"].values():
+        said = [one["30%"], one["today"], one["100 x today"]]
+        assert set(said) <= {"stands", "open", "falls"}
+        ranks = [["falls", "open", "stands"].index(word) for word in said]
+        assert ranks[1] <= ranks[2] <= ranks[0]  # busier machines are cheaper
+        assert (one["needs"] == "never") <= (set(said) == {"falls"})
+    verdicts = [said for both in full["verdicts"].values() for said in both.values()]
+    assert {said.split(":")[0] for said in verdicts} <= {"go", "no-go", "not yet"}
+    assert len(verdicts) == 2 * 2 * 2 * 3 and "no-go: stay on the API" in verdicts
+    for key, both in full["verdicts"].items():  # at today's volume nothing is paid back
+        if "| 1 x today" in key:
+            assert both["if the API is in time"] == "no-go: stay on the API"
     for name, one in full["auroc"].items():
         assert one["low"] <= one["value"] <= one["high"]
         if name.startswith("log-probability"):
@@ -508,7 +529,8 @@ def test_10_judges_a_readers_numbers():
     sources = [cell.source for cell in code_of(load(tenth))]
     scope = {}
     exec("from utils import costs", scope)
-    for part in ("def decide", "def judge"):
+    parameters = next(s for s in sources if "MOST_WRONG =" in s)
+    for part in (parameters, "def decide", "def refuse_nonsense", "def judge"):
         exec(next(s for s in sources if part in s), scope)
     yours = {
         "questions a month": 1_000_000,
@@ -517,7 +539,8 @@ def test_10_judges_a_readers_numbers():
         "USD a million in": 2.0,
         "USD a million out": 10.0,
         "API right": 1.0,
-        "ours right": 0.9,
+        "ours right": 0.99,
+        "ours less API": (-0.015, 0.0),
         "passed on": 0.1,
         "API median seconds": 1.0,
         "our median seconds": 1.0,
@@ -536,23 +559,52 @@ def test_10_judges_a_readers_numbers():
     # 1,000 x 2 + 100 x 10 = 3,000 USD a million; ours 0.0002 + 0.0003 + 0.0001
     assert verdict == "go: cost"
     assert grounds["API bill a month"] == pytest.approx(3_000)
-    assert grounds["ours over theirs, per right"] == pytest.approx(0.0006 / 0.9 / 0.003)
-    # A tenth of the answers wrong, at 5 cents each, is 0.005 an answer.
-    verdict, grounds = scope["judge"](yours | {"USD a wrong answer costs": 0.05})
+    per_right, per_answer = (
+        "ours over theirs, per right",
+        "ours over theirs, per answer, wrong ones paid",
+    )
+    assert grounds[per_right] == pytest.approx(0.0006 / 0.99 / 0.003)
+    assert grounds[per_answer] == pytest.approx(0.2)
+    # A hundredth of the answers wrong, at 50 cents each, is 0.005 an answer.
+    verdict, grounds = scope["judge"](yours | {"USD a wrong answer costs": 0.5})
     assert verdict == "no-go: stay on the API"
-    wrong = (0.0006 + 0.005) / 0.9 / 0.003
-    assert grounds["ours over theirs, per right"] == pytest.approx(wrong)
+    assert grounds[per_answer] == pytest.approx((0.0006 + 0.005) / 0.003)
+    bad = {"ours right": 0.5, "ours less API": (-0.56, -0.44)}
+    unsure = {"ours less API": (-0.03, 0.01)}
+    better = {"API right": 0.9, "ours less API": (0.04, 0.14)}
+    same = {"API right": 0.98, "ours less API": (-0.01, 0.03)}
     for change, word in (
         ({"API may cost a month": 4_000}, "no-go: stay on the API"),
         ({"USD once": 1e6}, "no-go: stay on the API"),
         ({"API median seconds": 3.0}, "go: cost, latency"),
         ({"API median seconds": None, "USD once": 1e6}, "not yet: measure latency"),
         ({"enough data": False}, "not yet: collect and review first"),
+        # A quick, cheap and bad model is no answer to anything.
+        (bad | {"API median seconds": 3.0}, "no-go: stay on the API"),
+        (unsure, "not yet: measure cost"),
+        # Late, but nobody has timed the routed system: off only if the API is in time.
+        ({"API median seconds": 3.0, "our median seconds": None}, "go: cost"),
+        (
+            {"API median seconds": 3.0, "our median seconds": None, "USD once": 1e6},
+            "not yet: measure latency",
+        ),
+        ({"our median seconds": None, "USD once": 1e6}, "no-go: stay on the API"),
+        ({"API median seconds": 3.0, "our median seconds": 2.5}, "go: cost"),
+        (better | {"prompting no longer helps": True}, "go: cost, quality"),
+        (
+            same | {"prompting no longer helps": True, "USD once": 1e6},
+            "not yet: measure quality",
+        ),
     ):
-        assert scope["judge"](yours | change)[0] == word
+        assert scope["judge"](yours | change)[0] == word, change
     for wrong in ({"ours right": 90}, {"passed on": -1}, {"utilisation": 0}):
         with pytest.raises(ValueError, match="shares"):
             scope["judge"](yours | wrong)
+    for wrong in ({"questions a month": 0}, {"months to earn back": 0}):
+        with pytest.raises(ValueError, match="more than 0"):
+            scope["judge"](yours | wrong)
+    with pytest.raises(ValueError, match="low and high"):
+        scope["judge"](yours | {"ours less API": (0.0, 0.01)})
 
 
 def test_11_watches_for_real_and_replays_the_shipped_runs(executed):

@@ -27,9 +27,12 @@ def test_a_point_by_hand():
     point = routing.at(0.5, SURE, SMALL, LARGE, 1.0, 8.0)
     assert point.share == 0.25 and point.usd == pytest.approx(3.0)
     assert point.right == [True, True, True, False]
+    assert point.passed == [False, True, False, False]
+    assert point.spent == [1, 9, 1, 1]
     # Each case has its own price at the large model.
     point = routing.at(0.6, SURE, SMALL, LARGE, 1.0, [100, 2, 4, 6])
     assert point.share == 0.75 and point.usd == pytest.approx(4.0)
+    assert point.spent == [1, 3, 5, 7]
     assert point.right == [True, True, False, True]
 
 
@@ -53,6 +56,8 @@ def test_no_point_is_worse_than_both_parts_have_in_common(cases):
     for point in points:
         triples = zip(point.right, small, large, strict=True)
         assert all(min(a, b) <= r <= max(a, b) for r, a, b in triples)
+        assert np.mean(point.spent) == pytest.approx(point.usd)
+        assert np.mean(point.passed) == pytest.approx(point.share)
     costs = [point.usd for point in points]
     assert costs == sorted(costs)
 

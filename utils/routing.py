@@ -23,6 +23,8 @@ class Point:
     share: float
     usd: float
     right: list[bool]  # for each case, of the answer that counts
+    passed: list[bool]  # which cases are passed on
+    spent: list[float]  # USD of each case: `usd` is their mean
 
 
 def auroc(
@@ -75,9 +77,11 @@ def at(
     if not (small_usd >= 0 and (price >= 0).all()):
         raise ValueError("an answer cannot cost less than nothing")
     passed = values < threshold
-    usd = small_usd + float((price * passed).mean())
+    spent = small_usd + price * passed
     right = np.where(passed, second, first)
-    return Point(float(threshold), float(passed.mean()), usd, right.tolist())
+    share, usd = float(passed.mean()), small_usd + float((price * passed).mean())
+    flags = right.tolist(), passed.tolist()
+    return Point(float(threshold), share, usd, *flags, spent.tolist())
 
 
 def curve(
