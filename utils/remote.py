@@ -1,48 +1,48 @@
-"""Where heavy cells run: here, or on Modal where there is a token.
+"""Where heavy cells run: here, or on a Modal GPU where there is a token.
 
 A notebook shows plain Modal, an app and its functions, and leaves one choice to this
-module:
+module, which imports nothing else of `utils`:
 
-    with remote.session(app, MODE) as run:
-        result = run.run(train_sft, config)             # train_sft.remote, or .local
-        results = run.map(train_sft, [config, other])   # all at once on Modal
-
-What can go wrong after an hour on a GPU is checked before the first call.
+    with remote.session(app, MODE) as jobs:
+        result = jobs.run(train_sft, config)            # train_sft.remote, or .local
+        results = jobs.map(train_sft, [config, other])  # all at once on Modal
 """
 
 import contextlib
 import copy
-import difflib
+import json
 import platform
-import socket
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies_environment
 
 import modal
 from modal.config import config
 
-from utils import costs
-from utils.course import check_mode
-
 # What training needs, and what the utils import that it calls.
-PACKAGES = tuple(
-    "torch transformers trl peft datasets accelerate gguf numpy scipy statsmodels "  # noqa: SIM905
-    "pandas jinja2 matplotlib ipython sqlglot rapidfuzz phonenumbers tqdm".split()
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "gguf",
+    "numpy",
+    "scipy",
+    "statsmodels",
+    "pandas",
+    "jinja2",
+    "pydantic",
+    "sqlglot",
+    "rapidfuzz",
+    "tqdm",
 )
-# Modal's names (modal.com/docs/guide/gpu); not all have a price in data/prices.json.
-GPUS = tuple(
-    "T4 L4 A10 L40S A100 A100-40GB A100-80GB RTX-PRO-6000 H100 H100! H200 B200 "  # noqa: SIM905
-    "B200+".split()
-)
-PYTHONS = ("3.11", "3.12", "3.13", "3.14", "3.15")  # what Modal's images offer
 LOCAL = ".".join(platform.python_version_tuple()[:2])
-CONNECT = 4.0  # seconds; Modal's own client tries for a minute
+PRICES = Path(__file__).resolve().parents[1] / "data" / "prices.json"
 NO_TOKEN = (
     "no Modal token; `modal setup` gets one, or set MODAL_TOKEN_ID and "
     "MODAL_TOKEN_SECRET"
@@ -73,68 +73,34 @@ def image(
     return plain.add_local_dir(data, "/root/data", ignore=["runs/**"])
 
 
-def gpu(name: str) -> str:
-    """Return the name of a GPU that Modal has: "L40S", or "H100:2" for two.
-
-    Raises:
-        ValueError: Modal lacks it, which its client would only tell at the first call.
-
-    """
-    kind, colon, count = name.upper().partition(":")
-    if kind not in GPUS:
-        close = difflib.get_close_matches(kind, GPUS, n=1, cutoff=0.4)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"Modal has no GPU {name!r}, only {', '.join(GPUS)}.{hint}")
-    most = 4 if kind == "A10" else 8
-    if colon and not (count.isdecimal() and 1 <= int(count) <= most):
-        raise ValueError(f"{name!r}: after the colon comes a count, 1 to {most}")
-    return name.upper()
-
-
-def check_python(image: str = LOCAL, here: str = LOCAL) -> None:
-    """Check that an image can have this Python; raises ValueError."""
-    if image not in PYTHONS:
-        raise ValueError(
-            f"Modal's images offer Python {', '.join(PYTHONS)}, not {image}. Set the "
-            'course up with one of them, or run it here: MODE = "full".'
-        )
-    if image != here:
-        raise ValueError(
-            f"the image has Python {image}, and this is {here}: a notebook's functions "
-            "travel pickled, so both need the same. remote.image() sees to that."
-        )
-
-
-def bill(function: modal.Function, calls: int) -> str:
+def estimate_cost(function: modal.Function, calls: int) -> str:
     """Say in one line what `calls` calls of a function cost at most on Modal.
 
     That is the GPU's price times the time limit, which is per call, times calls and
-    attempts; however many run at once.
+    attempts; however many run at once. Prices are those of data/prices.json.
     """
-    info, prices = function.info(), costs.load_prices()
+    info = function.info()
     attempts = 1 + (info.max_retries or 0)
     gpus = " or ".join(f"{n} x {kind}" for kind, n in info.gpus) or "no GPU"
     asked = f"{calls} call{'s' * (calls != 1)} with {gpus}, "
     asked += f"{attempts} attempts of " * (attempts > 1)
     asked += f"at most {info.timeout / 60:g} min each"
-    try:
-        found = [(prices.gpu(kind.strip("!+")), n) for kind, n in info.gpus]
-    except costs.UnknownPrice:
-        found = []
-    if not found or not info.timeout:
+    known = json.loads(PRICES.read_text())["compute"] if PRICES.exists() else {}
+    found = [(known.get(kind.strip("!+")), n) for kind, n in info.gpus]
+    if not found or not info.timeout or not all(price for price, _ in found):
         return f"{function} runs on Modal: {asked}; no price known."
-    per_hour = max(price.price * n for price, n in found)
+    per_hour = max(price["price"] * n for price, n in found)
     usd = per_hour * info.timeout / 3600 * calls * attempts
     return (
         f"{function} runs on Modal: {asked}; at most ${usd:,.2f} of GPU time at prices "
-        f"of {found[0][0].date}. Start-up, idle time, CPU and memory come on top."
+        f"of {found[0][0]['date']}. Start-up, idle time, CPU and memory come on top."
     )
 
 
 class Session:
     """Runs an app's functions here, or on Modal if given a stack to start the app on.
 
-    Either way a function gets a copy of its argument and returns plain data.
+    Either way a function gets a copy of its argument.
     """
 
     def __init__(
@@ -142,37 +108,29 @@ class Session:
     ) -> None:
         self.on_modal = stack is not None
         self._app, self._stack = app, stack
-        self._started, self._told = False, set()
+        self._started = False
 
     def run(self, function: modal.Function, argument: Any) -> Any:
         """Call a function with one argument; what it raises is raised here."""
         return self.map(function, [argument])[0]
 
     def map(self, function: modal.Function, arguments: Iterable[Any]) -> list[Any]:
-        """Call a function with each argument; results in the order of the arguments.
-
-        Raises:
-            TypeError: a result holds more than plain data; the message says where.
-
-        """
-        if arguments := list(arguments):
-            run = self._remote if self.on_modal else self._local
-            return [plain(result) for result in run(function, arguments)]
-        return []
+        """Call a function with each argument; results in the order of the arguments."""
+        if not (arguments := list(arguments)):
+            return []
+        run = self._remote if self.on_modal else self._local
+        return list(run(function, arguments))
 
     def _local(self, function: modal.Function, arguments: list[Any]) -> Iterator[Any]:
+        call = getattr(function, "local", function)
         for argument in arguments:
             with warnings.catch_warnings():
                 # That no Volume is mounted here is what running here means.
                 warnings.filterwarnings("ignore", ".*is executing locally")
-                result = function.local(copy.deepcopy(argument))
-            yield result
+                yield call(copy.deepcopy(argument))
 
     def _remote(self, function: modal.Function, arguments: list[Any]) -> list[Any]:
-        case = (function, len(arguments))
-        if case not in self._told:
-            print(bill(*case))
-            self._told.add(case)
+        print(estimate_cost(function, len(arguments)))
         if not self._started:
             self._stack.enter_context(self._app.run())
             self._started = True
@@ -192,44 +150,14 @@ class Session:
 
 
 def on_modal(mode: str) -> bool:
-    """Say whether a mode's heavy work would go to Modal: in modal mode with a token.
+    """Say whether a mode's heavy work goes to Modal: in modal mode with a token.
 
     Raises:
-        ValueError: an unknown mode, or half a token.
+        ValueError: half a token.
 
     """
-    return check_mode(mode) == "modal" and _has_token()
-
-
-@contextlib.contextmanager
-def session(app: modal.App, mode: str) -> Iterator[Session]:
-    """Choose where a mode's heavy work runs, and say where that is.
-
-    On Modal the app starts at the first call, once its bill is told, and stops with
-    the block, whatever still runs.
-
-    Raises:
-        ValueError: an unknown mode, half a token, or a Python that Modal lacks.
-        ConnectionError: Modal cannot be reached.
-
-    """
-    if not on_modal(mode):
-        why = NO_TOKEN if mode == "modal" else f'MODE = "{mode}"'
-        print(f"Runs here: {why}.")
-        yield Session(app)
-        return
-    check_python()
-    _check_reachable(config["server_url"])
-    stack = contextlib.ExitStack()
-    try:
-        yield Session(app, stack)
-    except BaseException:
-        stack.__exit__(*sys.exc_info())  # which would swallow a KeyboardInterrupt
-        raise
-    stack.close()
-
-
-def _has_token() -> bool:
+    if mode != "modal":
+        return False
     names = ("token_id", "token_secret")
     missing = [f"MODAL_{name.upper()}" for name in names if not config[name]]
     if len(missing) == 1:
@@ -240,36 +168,26 @@ def _has_token() -> bool:
     return not missing or bool(config["oauth_refresh_token"])
 
 
-def _check_reachable(urls: str) -> None:
-    if not config["disable_api_proxy"] and {"https", "all"} & {
-        *getproxies_environment()
-    }:
-        return  # the way is for Modal's client to find, which knows proxies
-    for url in map(urlsplit, urls.split(",")):
-        port = url.port or {"http": 80}.get(url.scheme, 443)
-        with contextlib.suppress(OSError):
-            socket.create_connection((url.hostname, port), CONNECT).close()
-            return
-    raise ConnectionError(
-        f"cannot reach Modal at {urls}. Check the network, a firewall, or "
-        'MODAL_SERVER_URL if you set it. MODE = "full" runs everything here.'
-    )
+@contextlib.contextmanager
+def session(app: modal.App, mode: str) -> Iterator[Session]:
+    """Choose where a mode's heavy work runs, and say where that is.
 
+    On Modal the app starts at the first call, once its cost is told, and stops with
+    the block, whatever still runs.
 
-def plain(value: Any, where: str = "result") -> Any:
-    """Return the value if JSON can hold it as it is; TypeError says where it cannot."""
-    if isinstance(value, dict):
-        for key, one in value.items():
-            if not isinstance(key, str):
-                raise TypeError(f"a key of {where} is {key!r}; keys must be text")
-            plain(one, f"{where}[{key!r}]")
-    elif isinstance(value, list | tuple):
-        for number, one in enumerate(value):
-            plain(one, f"{where}[{number}]")
-    elif not isinstance(value, str | int | float | None):
-        kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        raise TypeError(
-            f"{where} is a {kind}. Return plain data: dictionaries, lists, text and "
-            "numbers; files belong on the Volume."
-        )
-    return value
+    Raises:
+        ValueError: half a token.
+
+    """
+    if not on_modal(mode):
+        why = NO_TOKEN if mode == "modal" else f'MODE = "{mode}"'
+        print(f"Runs here: {why}.")
+        yield Session(app)
+        return
+    stack = contextlib.ExitStack()
+    try:
+        yield Session(app, stack)
+    except BaseException:
+        stack.__exit__(*sys.exc_info())  # which would swallow a KeyboardInterrupt
+        raise
+    stack.close()

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from utils.course import run_card  # noqa: E402
-from utils.sandbox import SandboxPool  # noqa: E402
+from utils.evals.sandbox import SandboxPool  # noqa: E402
 
 LIVE = ROOT / "data" / "warehouse.sqlite"
 URI = f"{LIVE.as_uri()}?mode=ro&immutable=1"

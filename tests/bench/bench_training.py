@@ -29,8 +29,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from utils import course, models, tidewater  # noqa: E402
-from utils.generate import LocalModel  # noqa: E402
+from utils import course, tidewater
+from utils.training import weights as models  # noqa: E402
+from utils.training.engine import LocalModel  # noqa: E402
 
 EXAMPLES, BATCH, ROUNDS = 64, 8, 2
 RUNS = ROOT / "data" / "runs"

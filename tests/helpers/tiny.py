@@ -1,0 +1,82 @@
+"""A chat model small enough to train and convert within a test; it knows nothing."""
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from utils.training.weights import _TEMPLATE, quiet
+
+PAIRS = [
+    ("How many customers are there?", "select count(*) from customers"),
+    ("customers in the west", "select count(*) from customers where region='west'"),
+    ("customers in the south", "select count(*) from customers where region='south'"),
+    ("List the plans.", "select distinct plan from subscriptions order by 1"),
+    (
+        "How many tickets on billing?",
+        "select count(*) from tickets where topic='billing'",
+    ),
+    ("tickets on taste", "select count(*) from tickets where topic='taste'"),
+    ("Mean rating?", "select round(avg(rating),2) from tickets"),
+    ("Which carriers?", "select distinct carrier from shipments order by 1"),
+    ("Shipments by carrier", "select carrier,count(*) from shipments group by 1"),
+    ("Paused subscriptions", "select count(*) from subscriptions where paused=1"),
+    ("Fees a month", "select sum(monthly_fee) from subscriptions"),
+    ("Order lines by phone", "select count(*) from order_lines where channel='phone'"),
+    ("Orders on the web", "select count(*) from order_lines where channel='web'"),
+    ("Items by category", "select category,sum(qty) from order_lines group by 1"),
+    ("The last order?", "select max(order_date) from order_lines"),
+    ("The first order?", "select min(order_date) from order_lines"),
+]
+EXAMPLES = [
+    {
+        "prompt": [{"role": "user", "content": question}],
+        "completion": [{"role": "assistant", "content": sql}],
+    }
+    for question, sql in PAIRS
+]
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # as SmolLM2 numbers them
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes, and some merges learned from PAIRS: any text survives a round trip."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=SPECIAL,
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([text for pair in PAIRS for text in pair], trainer)
+    names = zip(("pad_token", "bos_token", "eos_token"), SPECIAL, strict=True)
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(names))
+    made.chat_template = _TEMPLATE
+    return made
+
+
+def tiny_model(folder, seed=0) -> str:
+    """Save a random Llama of some 200,000 weights, with tokenizer; return `folder`."""
+    quiet()
+    tokenizer = tiny_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        initializer_range=0.2,  # or every reply would be much the same
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)

@@ -1,0 +1,105 @@
+"""Modal Sandboxes by Modal's client, against the local stand-in."""
+
+import itertools
+
+import pytest
+from hostile import HOSTILE
+from modal_proto import api_pb2 as pb
+from standin_sandboxes import SandboxStandin
+
+from utils import tidewater
+from utils.evals.grading import Grader
+from utils.evals.sandbox import Limits
+from utils.serving.modal_sandbox import ModalPool
+
+pytestmark = pytest.mark.timeout(120)
+COUNT = "select count(*) from tickets"
+
+
+@pytest.fixture
+def modal_here():
+    with SandboxStandin() as server:
+        yield server
+        assert not server.unknown and not server.errors
+
+
+def test_it_answers_as_the_pool_here_and_in_few_sandboxes(modal_here, pool):
+    jobs = [(name, sql) for name in tidewater.WAREHOUSES for sql in (COUNT, "select x")]
+    jobs += [("warehouse", sql) for _, sql, _ in HOSTILE[:40]]
+    with ModalPool(tidewater.WAREHOUSES, size=2, batch=9, per_second=50) as far:
+        found = far.map(jobs)
+        assert far.created == len(modal_here.sandboxes) <= 2
+        assert far.run(COUNT).rows == pool.run(COUNT).rows
+    here = pool.map(jobs)
+    assert [(r.rows, r.error) for r in found] == [(r.rows, r.error) for r in here]
+    assert all(one.ended.is_set() for one in modal_here.sandboxes.values())
+
+
+def test_it_is_a_pool_to_the_grader(modal_here, pool):
+    cases = tidewater.load_cases("eval", 12)
+    answers = [case["sql"] for case in cases[:8]] + [COUNT, "drop table t", "", None]
+    with ModalPool(tidewater.WAREHOUSES, size=1) as far:
+        found = Grader(far).grade(cases, answers)
+    assert found == Grader(pool).grade(cases, answers)
+    assert [grade.right for grade in found] == [True] * 8 + [False] * 4
+    assert modal_here.calls["TaskExecStart"] == 2  # right queries, then answers
+
+
+def test_sandboxes_have_no_network_and_start_no_faster_than_allowed(modal_here):
+    with ModalPool(tidewater.WAREHOUSES, size=4, batch=1, per_second=4) as far:
+        far.map([("warehouse", COUNT)] * 12)
+        far.map([("warehouse", COUNT)] * 4)
+    made = sorted(one.created for one in modal_here.sandboxes.values())
+    assert 2 <= len(made) <= 4  # fewer where the first are done before the last start
+    assert all(b - a > 0.2 for a, b in itertools.pairwise(made))
+    for one in modal_here.sandboxes.values():
+        access = one.definition.network_access.network_access_type
+        assert access == pb.NetworkAccess.NetworkAccessType.BLOCKED
+        assert one.definition.timeout_secs == 4 * 3600
+        assert not one.definition.secret_ids
+
+
+def test_a_sandbox_that_ended_is_replaced_and_nothing_is_lost(modal_here):
+    with ModalPool(tidewater.WAREHOUSES, size=1, per_second=50) as far:
+        first = far.map([("warehouse", COUNT)] * 3)
+        (name,) = modal_here.sandboxes
+        modal_here.end(name)
+        assert (
+            far.map([("twin_a", COUNT), ("warehouse", COUNT)])[1].rows == first[0].rows
+        )
+        assert far.created == 2
+
+
+def test_of_a_batch_that_ends_its_sandbox_only_the_culprit_crashes(
+    modal_here, monkeypatch
+):
+    ask = ModalPool._ask
+
+    def mortal(self, sandbox, jobs):
+        if any(sql == "poison" for _, sql in jobs):
+            sandbox.terminate()
+        return ask(self, sandbox, jobs)
+
+    monkeypatch.setattr(ModalPool, "_ask", mortal)
+    queries = [COUNT, "poison", COUNT, COUNT]
+    with ModalPool(tidewater.WAREHOUSES, size=2, per_second=50) as far:
+        found = far.map([("warehouse", sql) for sql in queries])
+    assert [result.error for result in found] == [None, "crashed", None, None]
+
+
+def test_limits_travel_along(modal_here):
+    with ModalPool(tidewater.WAREHOUSES, size=1, limits=Limits(rows=2)) as far:
+        result = far.run("select topic from tickets limit 3")
+        assert result.error == "too_many_rows"
+        assert far.run("select x'00ff', null, 1.5, 'a' from tickets limit 1").rows == [
+            (b"\x00\xff", None, 1.5, "a")
+        ]
+
+
+def test_what_cannot_work_is_said_at_once(tmp_path):
+    with pytest.raises(ValueError, match="no database"):
+        ModalPool(tidewater.WAREHOUSES).map([("nowhere", COUNT)])
+    with pytest.raises(ValueError, match="above 0"):
+        ModalPool(tidewater.WAREHOUSES, size=0)
+    with pytest.raises(ValueError, match="needs a database"):
+        ModalPool({})

@@ -1,0 +1,125 @@
+"""Variants of an example: question and query change alike, or not at all."""
+
+import random
+import re
+import sqlite3
+
+import pytest
+
+from utils import tidewater
+from utils.tidewater import augment as variants
+from utils.tidewater import sql_style as sqlstyle
+
+SWAPS, ADDS = (tidewater.load_glossary(use) for use in ("swap", "add"))
+WEST = (
+    "select count(*) from tickets where is_test=0 and topic<>'spam' and region='west' "
+    "and opened_date between '2025-06-01' and '2025-06-30'"
+)
+
+
+def swap(question, sql, seed=0):
+    return variants.swap(question, sql, SWAPS, random.Random(seed))
+
+
+def narrow(question, sql, seed=0):
+    draw = random.Random(seed)
+    return variants.narrow(question, sql, ADDS, tidewater.ONLY_IN, draw)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_swap_changes_question_and_query_alike(seed):
+    question, sql = swap("Tickets in the West in June 2025?", WEST, seed)
+    assert "June 2025" not in question
+    place = re.match(r"Tickets (.+?) in ([A-Z][a-z]+ \d{4})\?", question)
+    assert SWAPS["place"][place[1]] in sql and SWAPS["month"][place[2]] in sql
+    assert "is_test=0 and topic<>'spam'" in sql
+
+
+def test_a_swap_keeps_a_question_in_lower_case():
+    question, _ = swap(
+        "tickets back east?", WEST.replace("='west'", " in ('northeast','south')")
+    )
+    assert question == question.lower() and "back east" not in question
+
+
+@pytest.mark.parametrize(
+    ("question", "sql"),
+    [
+        ("Tickets in June 2025 against June 2025", WEST),  # said twice
+        ("Tickets last quarter", WEST),  # not said
+        ("Tickets in the South", WEST),  # another condition
+        ("Tickets of Westerners", WEST),  # a part of a word
+        ("In the West?", f"{WEST} union all {WEST}"),  # two conditions
+    ],
+)
+def test_what_does_not_fit_stays(question, sql):
+    assert swap(question, sql) == (question, sqlstyle.normalise(sql))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_narrowing_adds_a_phrase_and_its_condition(seed):
+    question, sql = narrow("How many tickets in June 2025? Thanks.", WEST, seed)
+    phrases = {p: c for kind in ADDS.values() for p, c in kind.items()}
+    (added,) = [p for p in phrases if p.lower() in question.lower()]
+    assert sql == sqlstyle.normalise(WEST + f" and {phrases[added]}")
+    assert "region='west'" in sql and added not in ADDS["place"]
+    assert question.endswith("Thanks.")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select count(*) from tickets",
+        "select 1 from tickets where topic='late' or is_test=0",
+        "select count(*) from (select 1 from tickets where is_test=0)  where 1",
+        # every column that a condition could be on is in use
+        "select segment,region,topic from tickets where is_test=0",
+    ],
+)
+def test_what_cannot_be_narrowed_stays(sql):
+    assert narrow("How many?", sql) == ("How many?", sql)
+
+
+@pytest.mark.parametrize("use", ["swap", "add"])
+def test_every_condition_of_the_glossary_finds_rows(use):
+    warehouse = sqlite3.connect(tidewater.WAREHOUSES["warehouse"])
+    for kind, phrases in tidewater.load_glossary(use).items():
+        column = re.match(r"\w+", next(iter(phrases.values())))[0]
+        for phrase, condition in phrases.items():
+            if condition.startswith(("select", "order by")):
+                continue  # what is returned, or its order
+            column_of = "order_date " if kind in ("month", "quarter") else ""
+            table = tidewater.ONLY_IN.get(column, "order_lines")
+            query = f"select count(*) from {table} where {column_of}{condition}"
+            assert warehouse.execute(query).fetchone()[0], (kind, phrase)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_ranking_and_its_groups_are_swapped(seed):
+    sql = (
+        "select region,count(*) from tickets where is_test=0 group by 1 "
+        "order by 2 desc,1 limit 1"
+    )
+    question, other = swap("Which region opened the most tickets?", sql, seed)
+    assert question == "Which segment opened the fewest tickets?"
+    assert other == sql.replace("region", "segment").replace("2 desc", "2")
+
+
+def test_queries_of_one_kind_return_the_same():
+    a, b = WEST, WEST.replace("west", "south").replace("and topic<>'spam' ", "")
+    assert variants.returned(a) == variants.returned(b) == "select count(*)"
+    assert "west" not in variants.returned("select sum(region='west') from tickets")
+
+
+def test_the_glossary_says_what_the_logs_say():
+    """Where users say a phrase, the analyst's query has its condition."""
+    said = met = 0
+    for trace in tidewater.load_logs():
+        if trace.verdict != "corrected":
+            continue
+        sql = sqlstyle.house(trace.feedback["sql"])
+        for kind in ("place", "buyers", "quarter"):
+            for phrase, condition in SWAPS[kind].items():
+                if re.search(rf"\b{phrase}\b", trace.question, re.IGNORECASE):
+                    said, met = said + 1, met + (condition in sql)
+    assert said > 150 and met / said > 0.9

@@ -1,0 +1,1 @@
+"""Costs: prices, and which answers to pass on (notebooks 10, 11)."""

@@ -1,0 +1,1 @@
+"""Logs: what the product was asked and what it did (notebook 01)."""

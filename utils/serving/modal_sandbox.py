@@ -1,0 +1,207 @@
+"""Hostile SQL on Modal Sandboxes: the interface of `SandboxPool`, on other machines.
+
+Modal creates 5 sandboxes a second for a workspace unless more is agreed, and each takes
+a while to start. So a few are created once, kept, and given many queries at a time. In
+each the queries run in the worker processes of `utils.sandbox`, with its limits; the
+sandbox around them has no network and no secrets.
+"""
+
+import json
+import platform
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.evals.sandbox import DECODE, ENCODE, GRACE, Limits, Result, SandboxPool
+
+if TYPE_CHECKING:
+    import modal
+
+HOME = "/root"  # where Modal's images put local files
+STARTUP = 60  # seconds that the workers in a sandbox may take to start
+
+
+def image(databases: Iterable[Path | str]) -> "modal.Image":
+    """Describe what a sandbox holds: this Python, `utils`, the databases, and tqdm."""
+    import modal
+
+    local = ".".join(platform.python_version_tuple()[:2])
+    plain = modal.Image.debian_slim(python_version=local)
+    plain = plain.pip_install(f"tqdm=={version('tqdm')}")
+    plain = plain.add_local_python_source("utils")
+    for path in map(Path, databases):
+        plain = plain.add_local_file(path, f"{HOME}/data/{path.name}")
+    return plain
+
+
+class ModalPool:
+    """Modal Sandboxes that answer SQL on read-only databases; a context manager.
+
+    Sandboxes start when first needed and end with the pool, or after ten idle minutes.
+
+    Args:
+        databases: names to SQLite files here, which the image takes along.
+        app: name of the Modal app that the sandboxes belong to.
+        size: sandboxes at a time.
+        per_second: sandboxes created a second, at most; Modal refuses more than 5.
+        batch: queries sent to a sandbox at a time.
+        limits: of one query; None: those of SandboxPool.
+        hours: longest life of a sandbox; then another one takes its place.
+
+    """
+
+    def __init__(
+        self,
+        databases: dict[str, Path | str],
+        app: str = "beneath-the-api-sandboxes",
+        size: int = 4,
+        per_second: float = 5.0,
+        batch: int = 256,
+        limits: Limits | None = None,
+        hours: float = 4.0,
+    ) -> None:
+        if not databases or min(size, per_second, batch, hours) <= 0:
+            raise ValueError("ModalPool needs a database, and numbers above 0")
+        self.databases = {name: Path(path) for name, path in databases.items()}
+        self.app, self.size, self.batch = app, size, batch
+        self.limits, self.hours = limits or Limits(), hours
+        self.pause = 1 / per_second
+        self.created = 0
+        self._gate, self._next, self._image = threading.Lock(), 0.0, None
+        self._idle: queue.LifoQueue[Any] = queue.LifoQueue()
+        for _ in range(size):
+            self._idle.put(None)  # a place where no sandbox is yet
+
+    def __enter__(self) -> "ModalPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the sandboxes; a later query would open new ones."""
+        for place in [self._idle.get() for _ in range(self.size)]:
+            if place is not None:
+                place.terminate()
+            self._idle.put(None)
+
+    def run(self, sql: str, database: str | None = None) -> Result:
+        """Answer one query on `database`, or on the first one."""
+        return self.map([(database or next(iter(self.databases)), sql)])[0]
+
+    def map(
+        self, jobs: Iterable[tuple[str, str]], progress: str | None = None
+    ) -> list[Result]:
+        """Answer (database name, SQL) jobs, in their order; `progress` labels a bar.
+
+        Raises ValueError for an unknown database, before anything runs. Whatever the
+        SQL does is in the Results. What Modal's client raises when no sandbox can be
+        created, for want of a token or a network, is raised.
+        """
+        from tqdm import tqdm
+
+        jobs = list(jobs)
+        if unknown := {name for name, _ in jobs} - self.databases.keys():
+            known = ", ".join(self.databases)
+            raise ValueError(f"no database {sorted(unknown)}; there are {known}")
+        parts = [jobs[k : k + self.batch] for k in range(0, len(jobs), self.batch)]
+        with ThreadPoolExecutor(self.size) as threads:
+            done = threads.map(self._answer, parts)
+            bar = tqdm(done, progress, len(parts), disable=not progress, leave=False)
+            return [result for results in bar for result in results]
+
+    def _answer(self, jobs: Sequence[tuple[str, str]]) -> list[Result]:
+        place = self._idle.get()
+        try:
+            place = place or self._create()
+            found = self._ask(place, jobs)
+            if found is None:  # the sandbox is gone, of age or by what ran in it
+                place.terminate()
+                place = None
+        finally:
+            self._idle.put(place)
+        if found is not None:
+            return found
+        if len(jobs) > 1:  # find out which of them it was
+            half = len(jobs) // 2
+            return self._answer(jobs[:half]) + self._answer(jobs[half:])
+        if (again := self._once_more(jobs)) is not None:
+            return again
+        return [Result(None, "crashed", "its sandbox ended at it, twice")]
+
+    def _once_more(self, jobs: Sequence[tuple[str, str]]) -> list[Result] | None:
+        place = self._create()
+        try:
+            return self._ask(place, jobs)
+        finally:
+            place.terminate()
+
+    def _create(self) -> Any:
+        """Create a sandbox, not sooner than the rate allows."""
+        import modal
+
+        with self._gate:
+            if self._image is None:  # built once, before anybody waits for it
+                self._app = modal.App.lookup(self.app, create_if_missing=True)
+                self._image = image(self.databases.values()).build(self._app)
+            time.sleep(max(0.0, self._next - time.monotonic()))
+            self._next = time.monotonic() + self.pause
+            self.created += 1
+        return modal.Sandbox.create(
+            app=self._app,
+            image=self._image,
+            block_network=True,
+            timeout=int(3600 * self.hours),
+            idle_timeout=600,
+            cpu=2.0,
+            memory=1024,
+        )
+
+    def _ask(
+        self, sandbox: Any, jobs: Sequence[tuple[str, str]]
+    ) -> list[Result] | None:
+        """Let one sandbox answer; None if it did not, for whatever reason."""
+        from modal.exception import Error
+
+        inside = {name: f"data/{path.name}" for name, path in self.databases.items()}
+        request = {"databases": inside, "limits": asdict(self.limits), "jobs": jobs}
+        most = STARTUP + len(jobs) * (self.limits.seconds + GRACE)
+        command = ("python", "-m", "utils.serving.modal_sandbox")
+        try:
+            process = sandbox.exec(*command, workdir=HOME, timeout=int(most))
+            process.stdin.write(ENCODE(request))
+            process.stdin.write_eof()
+            process.stdin.drain()
+            lines = process.stdout.read().splitlines()
+            if process.wait() or len(lines) != len(jobs):
+                return None
+            return [_result(*DECODE(line)) for line in lines]
+        except (Error, ValueError, TypeError):  # it ended, or spoke no JSON
+            return None
+
+
+def _result(rows: list | None, *rest: Any) -> Result:
+    error, message, seconds, columns = rest
+    rows = None if rows is None else [tuple(row) for row in rows]
+    return Result(rows, error, message, seconds, tuple(columns))
+
+
+def _serve() -> None:
+    """Answer the jobs that stand on the input; this runs in the sandbox."""
+    request = json.load(sys.stdin)
+    limits = Limits(**request["limits"])
+    with SandboxPool(request["databases"], limits=limits) as pool:
+        for result in pool.map([tuple(job) for job in request["jobs"]]):
+            row = (result.rows, result.error, result.message, result.seconds)
+            print(ENCODE([*row, result.columns]))
+
+
+if __name__ == "__main__":
+    _serve()
