@@ -1,0 +1,38 @@
+"""The course's files, its notebooks, and copies of it such as a stranger has."""
+
+import subprocess
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+NAMES = [path.stem for path in NOTEBOOKS]
+
+
+def shipped_files():
+    """Files of the repository that git does not ignore, tracked or not yet."""
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.check_output(listing, cwd=ROOT, text=True).split("\0")
+    return sorted(ROOT / name for name in names if name and (ROOT / name).is_file())
+
+
+def clone(folder):
+    """Copy the shipped files into an empty folder."""
+    for path in shipped_files():
+        copy = folder / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    return folder
+
+
+def load(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_of(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def prose_of(notebook):
+    return [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
