@@ -1,74 +1,164 @@
-# make course   set up, then run every notebook        (MODE=quick|full|modal, ONLY=02)
-# make test     set up, then run all tests             (LATEST=1: newest versions)
-# make lab      set up, then open the notebooks in JupyterLab
-# make bench    set up, then run the benchmarks
-# make figure   redraw the README's figure from data/runs
-# make site     set up, then write the course as web pages to site/
-# make format   mend the layout of code and notebooks
-# make lock     write requirements.lock anew from pyproject.toml
-# make clean    remove environments, runs and the site
+# make course    set up, then run every notebook     (MODE=quick|full|modal, ONLY="02 03")
+# make lab       set up, then open copies of the notebooks, in work/   (FRESH=1: new ones)
+# make test      set up, then check style and imports and run the tests
+# make test-all  the same with the slow tests too
+# make site      set up, then write the course as web pages to site/
+# make bench     set up, then run the benchmarks
+# make retrain   set up, then train a short shipped run again and compare
+# make publish   put the outputs of a full run into the notebooks and data/runs
+# make figure    write the README's figure and tables anew from data/runs
+# make format    mend the layout of code and notebooks
+# make lock      write requirements.lock from pyproject.toml   (UPGRADE=1: newest versions)
+# make clean     remove environments, runs and the site; work/ stays
+# With LIGHT=1, lab and course need no PyTorch: notebooks 00 to 03 and 10. CUDA=1 installs
+# PyTorch for GPUs, LATEST=1 the newest versions of all. ENV=folder takes an environment
+# that is there, a conda one say, and sets nothing up.
 
 PYTHON ?= python3
 MODE ?= quick
-ONLY ?=
-LATEST ?=
-VENV := .venv$(if $(LATEST),-latest)
-BIN := $(VENV)/bin
-# Left out of the lock file: PyTorch's builds for a CPU need none of these, and its build
-# for GPUs brings them along in the versions that it wants.
-CUDA := triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas \
-	cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse \
-	cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
+ONLY ?= [0-9][0-9]
+JOBS ?= 2
+VENV := .venv$(if $(LIGHT),-light)$(if $(LATEST),-latest)
+BIN := $(or $(ENV),$(VENV))/bin
+READY := $(if $(ENV),,$(VENV)/.ready)
+NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
+CHOSEN := $(sort $(foreach number,$(ONLY),$(wildcard notebooks/$(number)_*.ipynb)))
 
-.PHONY: course test lab bench figure site lock format clean help
+# The course is not installed: whatever starts here finds the `utils` of this folder, and
+# hands the path on to kernels and workers. An installed copy would serve a second clone
+# the first one's code.
+export PYTHONPATH := $(CURDIR)
+# The kernel of this environment, not one of the same name in the home folder.
+export JUPYTER_PREFER_ENV_PATH := 1
+# No notes of the debugger in the outputs.
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+
+ifeq ($(filter quick full modal,$(MODE)),)
+$(error MODE=$(MODE) is no mode: choose quick, full or modal)
+endif
+$(foreach number,$(ONLY),$(if $(wildcard notebooks/$(number)_*.ipynb),,$(error \
+	ONLY=$(number) is no notebook: choose among $(notdir $(basename $(NOTEBOOKS))))))
+
+.PHONY: course lab test test-all site bench retrain publish figure format lock clean help
 .DEFAULT_GOAL := course
 
 help:
-	@sed -n 's/^# make /make /p' Makefile
+	@sed -n '/^# /!q; s/^# //p' Makefile
 
-course: $(VENV)/.ready
-	$(BIN)/python -m utils.course run --mode $(MODE) $(if $(ONLY),--only $(ONLY))
+# --- the course ------------------------------------------------------------------------
 
-test: $(VENV)/.ready
+ifneq ($(MODE),modal)
+course: export HF_HUB_OFFLINE ?= 1  # no look-up may hang
+endif
+course: $(READY)
+	@mkdir -p runs/$(MODE); \
+	begun=$$(date +%s); \
+	for notebook in $(CHOSEN); do \
+		copy=runs/$(MODE)/$${notebook#notebooks/}; \
+		started=$$(date +%s); \
+		echo "$$notebook"; \
+		$(BIN)/papermill --log-level WARNING -p MODE $(MODE) --cwd notebooks \
+			-k python3 $$notebook $$copy || { \
+			echo "Stopped: $$notebook failed. See the error in its place in $$copy"; \
+			exit 1; \
+		}; \
+		echo "$$notebook: $$(($$(date +%s) - started)) seconds"; \
+	done; \
+	echo "$(words $(CHOSEN)) of $(words $(NOTEBOOKS)) notebooks: $$(($$(date +%s) - begun)) seconds. Executed copies: runs/$(MODE)/"
+
+# The reader works on copies, which git ignores. A copy that is there stays as it is.
+lab: $(READY)
+	@mkdir -p work; \
+	if [ -n "$(FRESH)" ] && ls work/*.ipynb >/dev/null 2>&1; then \
+		old=work/before-$$(date +%Y%m%d-%H%M%S); \
+		mkdir $$old && mv work/*.ipynb $$old && echo "Your copies are now in $$old"; \
+	fi; \
+	for notebook in $(NOTEBOOKS); do \
+		copy=work/$${notebook#notebooks/}; \
+		if [ ! -e $$copy ]; then cp $$notebook $$copy; \
+		elif [ $$notebook -nt $$copy ]; then \
+			echo "$$copy is older than $$notebook (FRESH=1 copies them anew)"; \
+		fi; \
+	done
+	$(BIN)/jupyter lab --ServerApp.root_dir=. $(LAB) work/00_start_here.ipynb
+
+# --- checks ----------------------------------------------------------------------------
+
+# One thread a process: on a busy machine threads that wait for each other cost tenfold.
+test test-all bench: export OMP_NUM_THREADS = 1
+test: SELECT = -m "not slow"
+test test-all: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(SELECT)
 
-lab: $(VENV)/.ready
-	$(BIN)/jupyter lab --ServerApp.root_dir=. notebooks/00_start_here.ipynb
-
-bench: $(VENV)/.ready
+bench: $(READY)
 	$(BIN)/python tests/bench/bench_sandbox.py
 	$(BIN)/python tests/bench/bench_training.py
 	$(BIN)/python tests/bench/bench_rl.py
 
-figure: $(VENV)/.ready
-	$(BIN)/python -m utils.course front
+retrain: $(READY)
+	$(BIN)/python tests/retrain.py
 
-site: $(VENV)/.ready
-	$(BIN)/python -m utils.site
-
-format: $(VENV)/.ready
+format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 \
-		$(addprefix --no-emit-package ,$(CUDA)) \
-		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
+# --- what is published -----------------------------------------------------------------
 
-.venv/.ready: requirements.lock pyproject.toml
+site: $(READY)
+	$(BIN)/sphinx-build -M html . site -c utils/course -W --keep-going -q
+	@echo "Open site/html/index.html"
+
+publish: $(READY)
+	$(BIN)/python tests/release.py publish
+
+figure: $(READY)
+	$(BIN)/python tests/release.py readme
+
+# --- environments ----------------------------------------------------------------------
+
+# PyTorch comes first, for its builds differ: on Linux without an NVIDIA GPU the one for
+# CPUs, a tenth of the other's size, from PyTorch's own index; where that is not reached,
+# the build that pip finds. All the rest comes from the plain index. uv does it, or else
+# pip: more slowly, but with whatever index pip is set up for.
+UV = UV_HTTP_RETRIES=1 $(BIN)/python -m uv pip install --quiet --python $(BIN)/python
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+GPU = $(or $(CUDA),$(filter-out Linux,$(shell uname -s)),$(shell command -v nvidia-smi 2>/dev/null))
+# The locked versions, or what pyproject.toml asks for: all of it, or no more than LIGHT.
+LISTED = $(VENV)/listed.txt
+PINS = $(if $(LATEST),$(LISTED),requirements.lock)
+WANTED = $(if $(LIGHT)$(LATEST),-r $(LISTED)) $(if $(LIGHT),-c,-r) $(PINS)
+LIST = import sys, tomllib; \
+	project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	extras = [project["optional-dependencies"][name] for name in sys.argv[1:]]; \
+	print(*project["dependencies"], *sum(extras, []), sep="\n")
+
+$(VENV)/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "The course needs Python 3.11 or newer, and %s is %d.%d. Say which to use: make PYTHON=python3.11" % (sys.executable, v[0], v[1]))'
-	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(PYTHON) -m venv $(if $(LATEST),--clear) $(VENV)
+	@$(BIN)/python -c '$(LIST)' $(if $(LIGHT),,train dev) > $(LISTED)
+	$(PIP) -c $(PINS) uv || echo "uv is not to be had; pip takes its place."
+	$(if $(LIGHT)$(GPU),,$(UV) --torch-backend cpu -c $(PINS) torch || { \
+		echo "PyTorch's own index is not reached; pip looks for a build."; \
+		$(PIP) -c $(PINS) torch; \
+	})
+	$(UV) $(WANTED) || { echo "uv did not do it; pip tries."; $(PIP) $(WANTED); }
+	@# For kernels that others start, as VS Code: an environment belongs to its folder.
+	@$(BIN)/python -c 'import os, sysconfig; open(sysconfig.get_path("purelib") + "/beneath_the_api.pth", "w").write(os.getcwd() + "\n")'
 	@touch $@
 
-.venv-latest/.ready: pyproject.toml
-	$(PYTHON) -m venv .venv-latest
-	.venv-latest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e .
-	@touch $@
+# Left out of the lock file: PyTorch's builds for a CPU need none of these, and its build
+# for GPUs brings them along in the versions that it wants.
+FOR_CUDA := triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas \
+	cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse \
+	cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
+lock: $(READY)
+	$(BIN)/python -m uv pip compile --quiet --universal $(if $(UPGRADE),--upgrade) \
+		--python-version 3.11 $(addprefix --no-emit-package ,$(FOR_CUDA)) \
+		--extra train --extra dev --custom-compile-command "make lock" \
+		pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf .venv .venv-latest runs site *.egg-info
+	rm -rf .venv .venv-light .venv-latest runs site *.egg-info
