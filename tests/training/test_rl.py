@@ -157,10 +157,10 @@ def test_a_script_waits_where_nothing_was_sampled(recipe):
     world = recipe["Environment"](repairs=1)
     broken = "select nothing from nowhere"
     trace, waiting = world.play("Which carriers?", [broken])
-    assert trace.outcome == "not_recorded"
+    assert trace.status == "not_recorded"
     assert waiting[-1]["content"].startswith("The query failed. ")
     trace, waiting = world.play("Which carriers?", [broken, "select 1 from shipments"])
-    assert waiting is None and trace.outcome == "answered"
+    assert waiting is None and trace.status == "answered"
     _, waiting = world.play("Which carriers?", ["select 1 from shipments"])
     assert waiting is None
 

@@ -156,7 +156,7 @@ def test_the_harness_needs_a_url_and_nothing_else(url, pool):
     tool = tidewater.SqlTool(pool)
     model = ApiModel("tidewater", url, "secret", **GREEDY)
     traces = Assistant(model, "", tool, "bare").ask_all(QUESTIONS, workers=4)
-    assert [t.outcome for t in traces] == ["answered"] * 4
+    assert [t.status for t in traces] == ["answered"] * 4
     assert all(t.tokens[0] and t.tokens[1] for t in traces)
 
 

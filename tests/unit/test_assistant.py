@@ -7,7 +7,7 @@ from conftest import completion
 
 from utils import tidewater
 from utils.evals.harness import (
-    OUTCOMES,
+    STATUSES,
     ApiModel,
     Assistant,
     ModelError,
@@ -35,7 +35,7 @@ def api(server, **settings):
 def test_an_answer_over_http_becomes_a_trace(chat_server, tool):
     chat_server.script = [SQL]
     trace = Assistant(api(chat_server), "the prompt", tool).ask("How many tickets?")
-    assert trace.outcome == "answered"
+    assert trace.status == "answered"
     assert trace.question == "How many tickets?"
     assert trace.result == {"rows": [[1400]], "error": None}
     assert trace.tokens == (11, 7)
@@ -52,7 +52,7 @@ def test_model_url_and_key_come_from_the_environment(chat_server, tool, monkeypa
     monkeypatch.setenv("OPENAI_API_KEY", "from-env")
     monkeypatch.setenv("MODEL", "env-model")
     trace = Assistant(ApiModel(), "p", tool).ask("hi")
-    assert trace.outcome == "no_query"
+    assert trace.status == "no_query"
     assert chat_server.requests[0]["model"] == "env-model"
     assert chat_server.keys == ["Bearer from-env"]
 
@@ -60,7 +60,7 @@ def test_model_url_and_key_come_from_the_environment(chat_server, tool, monkeypa
 def test_one_repair_turn_shows_the_model_its_error(chat_server, tool):
     chat_server.script = [BROKEN, SQL]
     trace = Assistant(api(chat_server), "p", tool).ask("How many tickets?")
-    assert trace.outcome == "answered"
+    assert trace.status == "answered"
     assert [s["kind"] for s in trace.spans] == ["llm", "tool", "llm", "tool"]
     assert "no such table" in chat_server.requests[1]["messages"][-1]["content"]
     assert trace.tokens == (22, 14)
@@ -71,7 +71,7 @@ def test_one_repair_turn_shows_the_model_its_error(chat_server, tool):
 def test_repairs_end(chat_server, tool):
     chat_server.script = [BROKEN]
     trace = Assistant(api(chat_server), "p", tool).ask("q")
-    assert trace.outcome == "tool_error"
+    assert trace.status == "tool_error"
     assert len(chat_server.requests) == 2
     assert Assistant(api(chat_server), "p", tool, repairs=0).ask("q").spans[2:] == []
 
@@ -101,8 +101,8 @@ def test_repairs_end(chat_server, tool):
 def test_each_failure_has_a_name(chat_server, tool, script, outcome):
     chat_server.script = [script]
     trace = Assistant(api(chat_server, timeout=0.5), "p", tool).ask("the question")
-    assert trace.outcome == outcome
-    assert outcome in OUTCOMES
+    assert trace.status == outcome
+    assert outcome in STATUSES
     assert trace.question == "the question"
     assert traces.Trace.from_dict(json.loads(json.dumps(trace.to_dict()))) == trace
 
@@ -110,7 +110,7 @@ def test_each_failure_has_a_name(chat_server, tool, script, outcome):
 def test_no_key_no_model_no_server(tool):
     def outcome(model):
         trace = Assistant(model, "p", tool).ask("q")
-        return trace.outcome, trace.spans[0]["attributes"]["error.message"]
+        return trace.status, trace.spans[0]["attributes"]["error.message"]
 
     name, message = outcome(ApiModel(model="m"))
     assert name == "missing_key" and "OPENAI_API_KEY" in message
@@ -150,7 +150,7 @@ def test_a_model_can_pose_as_an_openai_client(tmp_path):
 def test_the_sdk_retries_after_a_429(chat_server, tool):
     chat_server.script = [429, SQL]
     trace = Assistant(api(chat_server, max_retries=1), "p", tool).ask("q")
-    assert trace.outcome == "answered"
+    assert trace.status == "answered"
     assert len(chat_server.requests) == 2
 
 
@@ -171,7 +171,7 @@ def test_a_breaking_model_or_tool_loses_nothing(tool):
         raise ZeroDivisionError("oops")
 
     trace = Assistant(broken, "p", tool).ask("q")
-    assert trace.outcome == "model_error"
+    assert trace.status == "model_error"
     assert "oops" in trace.spans[0]["attributes"]["error.message"]
 
     class Bad(tidewater.SqlTool):
@@ -180,14 +180,14 @@ def test_a_breaking_model_or_tool_loses_nothing(tool):
 
     model = RecordedModel({"q": Reply(SQL, 1, 1)}, "p")
     trace = Assistant(model, "p", Bad(tool.pool), repairs=0).ask("q")
-    assert trace.outcome == "tool_error"
+    assert trace.status == "tool_error"
     assert "disk gone" in trace.result["error"]
 
 
 @pytest.mark.parametrize("answer", [None, "text", Reply(None), Reply("x", 1), 3])
 def test_a_model_that_returns_nonsense_is_a_named_outcome(tool, answer, tmp_path):
     assistant = Assistant(lambda m: answer, "p", tool, log=tmp_path / "log.jsonl")
-    outcome = assistant.ask("q").outcome
+    outcome = assistant.ask("q").status
     assert outcome == ("no_query" if answer == Reply("x", 1) else "model_error")
 
 
@@ -208,7 +208,7 @@ def test_a_tool_that_breaks_or_returns_nonsense_loses_nothing(tool, tmp_path):
         log = tmp_path / "log.jsonl"
         trace = Assistant(lambda m: Reply("x"), "p", odd, log=log).ask("q")
         assert traces.read(log)[0][-1].to_dict() == trace.to_dict()
-        return trace.outcome
+        return trace.status
 
     assert outcome() == "answered"
     assert outcome(extracted=ValueError("no JSON")) == "bad_call"
@@ -246,7 +246,7 @@ def test_a_recording_knows_its_questions_and_its_prompt(pool):
     ):
         with pytest.raises(ModelError) as caught:
             model(messages)
-        assert caught.value.outcome == "not_recorded"
+        assert caught.value.status == "not_recorded"
 
 
 def test_ask_all_keeps_order_and_logs_every_trace(chat_server, tool, tmp_path):

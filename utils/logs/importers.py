@@ -1,7 +1,7 @@
 """Foreign logs as traces: OpenAI and Anthropic calls, OpenTelemetry exports.
 
 Each importer returns plain dictionaries in the form of data/traces.jsonl, for
-`utils.traces` to check. Messages become `{"role", "content"}` with the content as
+`traces` to check. Messages become `{"role", "content"}` with the content as
 text, tool calls and their ids beside it in OpenAI's form, and the system prompt as
 first message. What is no model or tool call (a web request, an agent's summary span)
 is left out; so is thinking.

@@ -3,7 +3,7 @@
     client = record(OpenAI(), "logs.jsonl", user_id="u01")
     response = client.chat.completions.create(model=..., messages=...)
 
-What people say of the answer follows with `utils.traces.feedback`.
+What people say of the answer follows with `traces.feedback`.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from utils.logs import importers
-from utils.logs.traces import append, from_openai
+from utils.logs.traces import Trace, append
 
 
 def as_client(model: Callable[[list[dict]], Any]) -> Any:
-    """Give a model callable (see `utils.assistant`) the face of an OpenAI client."""
+    """Give a model callable (of `utils.evals.harness`) an OpenAI client's face."""
     from openai.types.chat import ChatCompletion
 
     def create(*, messages: list[dict], **request: Any) -> ChatCompletion:
@@ -120,7 +120,7 @@ class _Recorder:
             if error is not None:
                 status = getattr(error, "status_code", "")
                 log["error"] = importers.error_type(type(error).__name__, status)
-            append(self.path, from_openai(log))
+            append(self.path, Trace.from_dict(importers.openai(log)))
         except Exception as problem:
             if not self.failed:
                 self.failed = True

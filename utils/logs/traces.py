@@ -4,8 +4,8 @@ A trace is one question. Its spans are the model calls (`llm`) and tool calls (`
 made for it, under OpenTelemetry's GenAI attribute names (November 2026, status
 "development"). Our own are: a span's `kind` and `seconds`, the attribute
 `gen_ai.prompt.version`, and messages as `{"role", "content"}` where OpenTelemetry
-has lists of parts. Foreign logs are read by `utils.importers`, through `load`; a
-client of your own is recorded by `utils.collect`.
+has lists of parts. Foreign logs are read by `importers`, through `load`; a client of
+your own is recorded by `record`.
 """
 
 import json
@@ -14,9 +14,10 @@ import secrets
 import time
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator
 
 from utils.logs import importers
 from utils.logs.importers import ARGUMENTS, INPUT, OUTPUT, RESULT, TOKENS
@@ -25,78 +26,99 @@ from utils.logs.importers import span as span
 VERDICTS = ("approved", "corrected", "thumbs_up", "thumbs_down")
 FORMATS = ("auto", "course", "openai", "anthropic", "otel")
 
-# What must be there, and of which type, for every property of a trace to work.
-_TRACE = {"trace_id": str, "time": str, "spans": list, "feedback": dict | None}
-_TRACE |= dict.fromkeys(("session_id", "user_id"), str | None)
-_SPAN = {"name": str, "span_id": str, "kind": str, "attributes": dict}
-_SPAN |= {"seconds": float | int | None}
-_ATTRIBUTES = dict.fromkeys((INPUT, OUTPUT), list | None) | {"error.type": str | None}
-_ATTRIBUTES |= dict.fromkeys((ARGUMENTS, RESULT), dict | None)
-_ATTRIBUTES |= dict.fromkeys(TOKENS, int | None)
+
+class _Checked(BaseModel):
+    """What must be there, and of which type, for every property of a trace to work."""
+
+    model_config = ConfigDict(strict=True)
 
 
-class SkippedLines(UserWarning):
-    """Lines of a log could not be used; the message says which and why."""
+class _Message(_Checked):
+    role: str
+    content: str
 
 
-@dataclass(frozen=True)
-class BadLine:
-    """A skipped line: its number from 1, the reason, its first 80 characters."""
+class _Attributes(_Checked):
+    input: list[_Message] | None = Field(None, alias=INPUT)
+    output: list[_Message] | None = Field(None, alias=OUTPUT)
+    arguments: dict | None = Field(None, alias=ARGUMENTS)
+    result: dict | None = Field(None, alias=RESULT)
+    tokens_in: int | None = Field(None, alias=TOKENS[0])
+    tokens_out: int | None = Field(None, alias=TOKENS[1])
+    error: str | None = Field(None, alias="error.type")
 
-    number: int
-    reason: str
-    text: str
+
+class _Span(_Checked):
+    name: str
+    span_id: str
+    kind: Literal["llm", "tool"]
+    attributes: _Attributes
+    seconds: float | None = None
 
 
-@dataclass
-class Trace:
-    """One question and what was done for it. `time` is ISO 8601 in UTC, no offset."""
+class _Feedback(_Checked):
+    verdict: str | None = None
+
+
+# The checks only look: a trace keeps the dictionary as it came, unknown keys as well.
+_KEEP = WrapValidator(lambda value, check: check(value) and value)
+
+
+class Trace(_Checked):
+    """One question and what was done for it. `time` is ISO 8601 in UTC, no offset.
+
+    Each of `spans` is a dictionary with name, span_id, kind, attributes and perhaps
+    seconds; `feedback` is one with a verdict and what else was said.
+    """
+
+    model_config = ConfigDict(extra="forbid")
 
     trace_id: str
-    time: str
-    spans: list[dict]
     session_id: str | None = None
     user_id: str | None = None
-    feedback: dict | None = None
+    time: str
+    spans: list[Annotated[_Span, _KEEP]]
+    feedback: Annotated[_Feedback, _KEEP] | None = None
 
-    def _of(self, kind: str) -> list[dict]:
+    def calls(self, kind: str) -> list[dict]:
+        """Return the attributes of each "llm" or "tool" span; [{}] if there is none."""
         return [s["attributes"] for s in self.spans if s["kind"] == kind] or [{}]
 
     @property
     def question(self) -> str:
         """The last user message of the first model call."""
-        chat = self._of("llm")[0].get(INPUT) or []
+        chat = self.calls("llm")[0].get(INPUT) or []
         return next((m["content"] for m in reversed(chat) if m["role"] == "user"), "")
 
     @property
     def reply(self) -> str:
         """The text that the last model call returned, "" if none."""
-        said = self._of("llm")[-1].get(OUTPUT)
-        return said[0]["content"] if said else ""
+        replies = self.calls("llm")[-1].get(OUTPUT)
+        return replies[0]["content"] if replies else ""
 
     @property
     def arguments(self) -> dict | None:
         """The arguments of the last tool call, None if no tool was called."""
-        return self._of("tool")[-1].get(ARGUMENTS)
+        return self.calls("tool")[-1].get(ARGUMENTS)
 
     @property
     def result(self) -> dict | None:
         """The result of the last tool call, None if there is none."""
-        return self._of("tool")[-1].get(RESULT)
+        return self.calls("tool")[-1].get(RESULT)
 
     @property
-    def outcome(self) -> str:
+    def status(self) -> str:
         """The last model call's `error.type`, or no_query, tool_error or answered."""
-        if error := self._of("llm")[-1].get("error.type"):
+        if error := self.calls("llm")[-1].get("error.type"):
             return error
-        if not any(s["kind"] == "tool" for s in self.spans):
+        if not any(span["kind"] == "tool" for span in self.spans):
             return "no_query"
         return "tool_error" if (self.result or {}).get("error") else "answered"
 
     @property
     def tokens(self) -> tuple[int, int]:
         """Tokens in and out over all model calls; a count not recorded adds 0."""
-        return tuple(sum(a.get(k) or 0 for a in self._of("llm")) for k in TOKENS)
+        return tuple(sum(a.get(k) or 0 for a in self.calls("llm")) for k in TOKENS)
 
     @property
     def seconds(self) -> float | None:
@@ -111,41 +133,36 @@ class Trace:
 
     def to_dict(self) -> dict:
         """Make one JSON object, its keys in the order of data/traces.jsonl."""
-        keys = ("trace_id", "session_id", "user_id", "time", "spans", "feedback")
-        return {key: getattr(self, key) for key in keys}
+        return dict(self)
 
     @classmethod
     def from_dict(cls, d: dict) -> "Trace":
         """Check and take one JSON object; ValueError names the key that is wrong."""
-        _check("", d, _TRACE)
-        if unknown := set(d) - set(_TRACE):
-            raise ValueError(f"{min(unknown)} is no key of a trace")
-        for i, one in enumerate(d["spans"]):
-            _check(f"spans[{i}].", one, _SPAN)
-            if one["kind"] not in ("llm", "tool"):
-                raise ValueError(f"spans[{i}].kind should be llm or tool")
-            _check(f"spans[{i}] ", one["attributes"], _ATTRIBUTES)
-            for key in (INPUT, OUTPUT):
-                for message in one["attributes"].get(key) or []:
-                    _check(f"spans[{i}] {key} ", message, {"role": str, "content": str})
-        _check("feedback.", d.get("feedback") or {}, {"verdict": str | None})
-        return cls(**d)
+        try:
+            return cls.model_validate(d)
+        except ValidationError as error:
+            first = error.errors()[0]
+            parts = [f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"]]
+            place = "".join(parts).removeprefix(".") or "the line"
+            raise ValueError(f"{place}: {first['msg']}") from None
 
 
-def _check(where: str, value: Any, shape: dict) -> None:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where or 'the line '}should be a JSON object")
-    for key, kind in shape.items():
-        if not isinstance(value.get(key), kind):
-            found = type(value[key]).__name__ if key in value else "missing"
-            wanted = getattr(kind, "__name__", kind)
-            raise ValueError(f"{where}{key} should be {wanted}, is {found}")
+class SkippedLines(UserWarning):
+    """Lines of a log could not be used; the message says which and why."""
+
+
+class BadLine(NamedTuple):
+    """A skipped line: its number from 1, the reason, its first 80 characters."""
+
+    number: int
+    reason: str
+    text: str
 
 
 def new_trace(spans: list[dict], **who: str | None) -> Trace:
     """Make a trace of now under a random id; `who` is session_id and user_id."""
     now = importers.timestamp(time.time())
-    return Trace(secrets.token_hex(16), now, spans, **who)
+    return Trace(trace_id=secrets.token_hex(16), time=now, spans=spans, **who)
 
 
 def read(path: str | Path) -> tuple[list[Trace], list[BadLine]]:
@@ -161,11 +178,10 @@ def load(path: str | Path, format: str = "auto") -> tuple[list[Trace], list[BadL
     """Read a log as `read` does: JSON lines, one JSON list, or one OTLP document.
 
     `format` is one of `FORMATS`; "auto" looks at each record. What a record should
-    hold, `utils.importers` says.
+    hold, `importers` says.
     """
     if format not in FORMATS:
         raise ValueError(f"format should be one of {FORMATS}, not {format!r}")
-    makers = {"openai": from_openai, "anthropic": from_anthropic}
     lines, bad, notes, exported = _lines(path), [], [], []
     traces: dict[str, Trace] = {}
 
@@ -178,35 +194,43 @@ def load(path: str | Path, format: str = "auto") -> tuple[list[Trace], list[BadL
             continue
         try:
             record = json.loads(line.decode())
-            _check("", record, {})
+            if not isinstance(record, dict):
+                raise ValueError("the line should be a JSON object")
             kind = importers.guess(record) if format == "auto" else format
             if set(record) == {"trace_id", "feedback"}:
-                _check("", record, {"trace_id": str, "feedback": dict})
-                _check("feedback.", record["feedback"], {"verdict": str})
-                notes.append((number, record))
+                note = Trace.from_dict(record | {"time": "", "spans": []})
+                if note.verdict is None:
+                    raise ValueError("feedback.verdict: Field required")
+                notes.append((number, note))
             elif kind == "otel":
-                from_otel(record)  # raises here, where the line is known
+                for d in importers.otel(record):  # raises here, where the line is known
+                    Trace.from_dict(d)
                 exported += record["resourceSpans"]
             else:
-                trace = makers.get(kind, Trace.from_dict)(record)
+                make = {"openai": importers.openai, "anthropic": importers.anthropic}
+                trace = Trace.from_dict(make[kind](record) if kind in make else record)
                 if trace.trace_id in traces:
                     raise ValueError(f"trace_id {trace.trace_id} came before")
                 traces[trace.trace_id] = trace
         except Exception as error:  # a stranger's log may hold anything: read on
             skip(number, str(error) if isinstance(error, ValueError) else repr(error))
     # The spans of one trace may lie in several exports.
-    traces |= {t.trace_id: t for t in from_otel({"resourceSpans": exported})}
-    calls = [(a, t) for t in traces.values() for a in t._of("llm")]
-    by_id = {str(a.get("gen_ai.response.id")): t for a, t in calls} | traces
+    for d in importers.otel({"resourceSpans": exported}):
+        traces[d["trace_id"]] = Trace.from_dict(d)
+
+    # Feedback names a trace, or the response of one of its model calls.
+    calls = [(call, t) for t in traces.values() for call in t.calls("llm") if call]
+    by_id = {str(call.get("gen_ai.response.id")): t for call, t in calls} | traces
     for number, note in notes:
-        if note["trace_id"] in by_id:
-            by_id[note["trace_id"]].feedback = note["feedback"]
+        if note.trace_id in by_id:
+            by_id[note.trace_id].feedback = note.feedback
         else:
-            skip(number, f"feedback on trace {note['trace_id']}, which is not here")
-    if silent := sum(INPUT not in a for a, _ in calls if a):
+            skip(number, f"feedback on trace {note.trace_id}, which is not here")
+
+    if silent := sum(INPUT not in call for call, _ in calls):
         message = f"{path}: {silent} model calls have no messages; was capture off?"
         warnings.warn(message, UserWarning, stacklevel=2)
-    bad.sort(key=lambda line: line.number)
+    bad.sort()
     if bad:
         named = "; ".join(f"line {b.number}: {b.reason}" for b in bad[:5])
         message = f"{path}: {len(bad)} of {len(lines)} lines skipped: {named}"
@@ -223,21 +247,6 @@ def _lines(path: str | Path) -> list[bytes]:
         return data.splitlines()
     items = whole if isinstance(whole, list) else [whole]
     return [json.dumps(item).encode() for item in items]
-
-
-def from_openai(record: dict) -> Trace:
-    """Make a trace of a logged chat-completions call (see `importers.openai`)."""
-    return Trace.from_dict(importers.openai(record))
-
-
-def from_anthropic(record: dict) -> Trace:
-    """Make a trace of a logged Messages call (see `importers.anthropic`)."""
-    return Trace.from_dict(importers.anthropic(record))
-
-
-def from_otel(document: dict) -> list[Trace]:
-    """Make the traces of an OTLP/JSON export (see `importers.otel`)."""
-    return [Trace.from_dict(d) for d in importers.otel(document)]
 
 
 def write(path: str | Path, traces: Iterable[Trace]) -> None:
@@ -276,19 +285,16 @@ def _line(record: dict) -> bytes:
 
 
 def feedback(
-    path: str | Path, trace_id: str, verdict: str, source: str, **more: str | None
+    path: str | Path, trace_id: str, verdict: str, source: str, **more: str
 ) -> None:
     """Add what a user or an analyst (`source`) said of a trace; `read` attaches it.
 
     `trace_id` is the trace's, or the `id` of the model's response. `verdict` is one
-    of `VERDICTS`. `more` is comment and, with the right answer, sql or answer.
+    of `VERDICTS`. `more` is a comment, and the right answer as sql or answer.
     """
     if verdict not in VERDICTS:
         raise ValueError(f"verdict should be one of {VERDICTS}, not {verdict!r}")
-    if unknown := set(more) - {"comment", "sql", "answer"}:
-        raise TypeError(f"feedback() has no argument {min(unknown)!r}")
-    said = {key: value for key, value in more.items() if value is not None}
-    note = {"source": source, "verdict": verdict} | said
+    note = {"source": source, "verdict": verdict, **more}
     _append(path, {"trace_id": trace_id, "feedback": note})
 
 
@@ -301,13 +307,16 @@ def to_messages(
     `system` replaces the system prompt. ValueError if there is no question, or
     neither an answer nor a complete reply.
     """
-    call = trace._of("llm")[0 if answer else -1]
+    call = trace.calls("llm")[0 if answer else -1]
     chat, reply = call.get(INPUT) or [], (call.get(OUTPUT) or [{}])[0]
+    complete = bool(reply.get("content") or "tool_calls" in reply)
+    complete = complete and "error.type" not in call
     if answer:
-        end = max((i for i, m in enumerate(chat, 1) if m["role"] == "user"), default=0)
-        chat, reply = chat[:end], {"role": "assistant", "content": answer}
-    empty = not (reply.get("content") or "tool_calls" in reply)
-    if not trace.question or empty or ("error.type" in call and not answer):
+        # What came after the last user message led to the answer that was wrong.
+        users = [i for i, message in enumerate(chat) if message["role"] == "user"]
+        chat = chat[: users[-1] + 1] if users else []
+        reply, complete = {"role": "assistant", "content": answer}, True
+    if not trace.question or not complete:
         raise ValueError(f"trace {trace.trace_id}: no question, or no complete reply")
     if system is not None:
         chat = [m for m in chat if m["role"] not in ("system", "developer")]
