@@ -1,0 +1,166 @@
+"""Exercises: the worked answers are right, near misses are not, values fit the data."""
+
+import subprocess
+import sys
+from itertools import combinations
+
+import numpy as np
+import pytest
+from repository import NAMES, ROOT
+from scipy import stats as scipy_stats
+from solutions import NEAR_MISSES, SOLUTIONS
+from statsmodels.stats.multitest import multipletests
+
+from utils import tidewater
+from utils.costs import prices as costs
+from utils.costs.prices import call_cost, load_prices
+from utils.course.exercises import ROWS, TESTS, check
+from utils.evals import stats
+from utils.evals.grading import Grader
+from utils.logs import overlap
+from utils.serving import simulate
+from utils.tidewater import sql_style
+
+
+def test_there_is_a_solution_to_every_exercise():
+    assert SOLUTIONS.keys() == NEAR_MISSES.keys() == ROWS.keys()
+    assert {name[:2] for name in SOLUTIONS} == {name[:2] for name in NAMES}
+    assert {name for name in ROWS if ROWS[name].keys() == {"hint"}} == TESTS.keys()
+
+
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_the_solution_is_right_and_no_other_answer(name):
+    verdict = check(name, SOLUTIONS[name])
+    assert verdict and repr(verdict) == f"{name}: right."
+    for empty in (..., None, "", [], {}):
+        assert not check(name, empty)
+    absurd = (-1, "SELECT 1", "go", {"spans": []}, lambda x: x)
+    for wrong in (NEAR_MISSES[name], *absurd):
+        verdict = check(name, wrong)
+        assert not verdict
+        assert repr(verdict).endswith(ROWS[name]["hint"])
+
+
+def test_an_unknown_exercise_is_refused():
+    with pytest.raises(ValueError, match=r"no exercise '99.9'; there are 00\.1, 00\.2"):
+        check("99.9", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("00.3", " No-Go: "),  # as `decide` spells it
+        ("02.3", "SELECT COUNT(*) FROM tickets WHERE topic = 'spam' OR 1 = 1 LIMIT 0"),
+        ("11.3", "SELECT region, 5.0 FROM shipments GROUP BY region"),
+        ("11.3", "DELETE FROM shipments"),
+    ],
+)
+def test_words_are_read_kindly_and_queries_are_not(name, answer):
+    assert bool(check(name, answer)) == (name == "00.3")
+
+
+def test_exercises_import_none_of_what_they_check():
+    code = "import sys, utils.course.exercises; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    out = subprocess.check_output(command, cwd=ROOT, text=True)
+    ours = {name for name in out.split() if name.startswith("utils.")}
+    assert ours == {"utils.course", "utils.course.run", "utils.course.exercises"}
+
+
+def right(prompt):
+    """Which cases the recorded replies under a prompt answer rightly."""
+    cases = tidewater.load_cases()
+    replies = tidewater.recorded_model(prompt).replies
+    texts = [replies[case["question"]].text for case in cases]
+    with tidewater.open_pool() as pool:
+        grades = Grader(pool).grade(cases, [tidewater.extract_sql(t) for t in texts])
+    return np.array([grade.right for grade in grades])
+
+
+def dollars_under_rules(model):
+    """Mean USD of a call under the `rules` prompt."""
+    rows = tidewater.read_jsonl("recorded/rules.jsonl")
+    into, out = ([row[f"{way}_tokens"] for row in rows] for way in ("input", "output"))
+    price = load_prices().model(model)
+    return call_cost(price, np.array(into), np.array(out)).mean()
+
+
+def answers_about_logs():
+    logs = tidewater.load_logs()
+    tokens = np.sum([trace.tokens for trace in logs], axis=0)
+    days = len({trace.time[:10] for trace in logs})
+    price = load_prices().model("claude-sonnet-5.5")
+    bill = call_cost(price, *tokens) * 365.25 / 12 / days
+    users = [trace.user_id for trace in logs]
+    yield "00.1", 0.20 * 20 * len(set(users)) / bill
+    yield "00.2", len(users) - max(map(users.count, set(users)))
+    answered = [t.question for t in logs if t.status == "answered"]
+    yield "01.1", len(set(overlap.duplicates(answered)))
+    fixed = [t.feedback["sql"] for t in logs if t.verdict == "corrected"]
+    seen = {sql_style.form(sql) for sql in fixed}
+    forms = [sql_style.form(case["sql"]) for case in tidewater.load_cases()]
+    yield "04.3", sum(form not in seen for form in forms)
+
+
+def answers_about_replies():
+    rate = right("launch").mean()
+    above = (k for k in range(250) if stats.wilson(k, 250).low > rate)
+    yield "02.1", next(above)
+    yield "03.1", (right("fewshot") != right("rules")).sum()
+    yield "03.2", 1e6 * dollars_under_rules("claude-sonnet-5.5")
+    fifth = dollars_under_rules("claude-haiku-5.5") / 5
+    yield "10.1", costs.utilisation_for(0.86 * fifth, 0.80, 10)
+
+
+def answers_by_arithmetic():
+    yield "02.2", 100 * (0.55 + 0.8 - 1) / (0.9 + 0.8 - 1)
+    yield "04.2", 8 * 10 * (2 * 2 * 576 + 2 * (576 + 192) + 3 * (576 + 1536))
+    yield "05.1", 16 * 10 + 8 * 10 + 4 * 20 + 2 * 40
+    yield "06.1", scipy_stats.zscore([1] * 6 + [0] * 2, ddof=1)[0]
+    yield "06.3", next(n for n in range(1, 99) if 1 - 0.95**n - 0.05**n > 0.5)
+    yield "07.1", scipy_stats.zscore([1] * 2 + [-1] * 5 + [0], ddof=1)[-1]
+    yield "08.1", round(10_000 / min(5, 100 / 42) / 60)
+    yield "08.3", max(n for n in range(1, 999) if 0.99**n >= 0.5)
+    yield "09.1", 16e9 / 145e6
+    yield "09.2", 4 * 5
+    yield "11.1", stats.sequential_test([True] * 50, alpha=0.01).alarm
+
+
+@pytest.mark.parametrize(
+    "answers", [answers_about_logs, answers_about_replies, answers_by_arithmetic]
+)
+def test_the_fixed_answers_follow_from_the_data(answers):
+    for name, value in answers():
+        exact = ROWS[name]["tolerance"] == 0
+        assert ROWS[name]["answer"] == (value if exact else pytest.approx(value, 1e-5))
+
+
+def pool_seconds(jobs, sandboxes, batch, call, job):
+    policy = simulate.Policy("pool", sandboxes, batch=batch)
+    work = simulate.Work(simulate.fixed(job), call=simulate.fixed(call))
+    return simulate.simulate(policy, work, jobs).seconds
+
+
+FUNCTIONS = {
+    "03.3": lambda p: list(multipletests(p, method="holm")[1]),
+    "06.2": lambda n, c, k: 1 - scipy_stats.hypergeom(n, c, k).pmf(0),
+    "07.2": lambda tries, n: np.mean(
+        [max(draw, key=lambda one: one[0])[1] for draw in combinations(tries, n)]
+    ),
+    "08.2": pool_seconds,
+    "09.3": lambda values, share: np.percentile(values, share, method="inverted_cdf"),
+    "10.2": lambda signal, small, large, threshold: np.mean(
+        np.where(np.array(signal) < threshold, large, small)
+    ),
+    "10.3": lambda once, months, own, api: costs.break_even(once / months, own, api),
+    "11.2": lambda lost, rate: list(
+        np.cumprod([2 * rate if one else 2 - 2 * rate for one in lost])
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_calls_return_what_a_library_does(name):
+    for inputs, value in ROWS[name]["calls"]:
+        assert FUNCTIONS[name](*inputs) == pytest.approx(value, abs=1e-6)
+    assert {n for n in ROWS if "calls" in ROWS[n]} == {*FUNCTIONS, "01.2", "05.2"}
