@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import completion
+from chat_server import completion
 
 from utils import tidewater
 from utils.evals.harness import (
