@@ -1,0 +1,214 @@
+"""The confined process in which SQL that a model wrote is run.
+
+`utils.evals.sandbox` starts this file as a program and speaks JSON lines with it: a
+line of jobs in, a line for each answer out. It needs the standard library only.
+
+Covered, on Linux:
+- Writing: the file is opened read-only and immutable, and SQLite's authorizer admits
+  only SELECT, recursion, reads of the schema's tables, and functions from a list.
+- Other files, the network, other programs: the process can open nothing and start
+  nothing, and its environment is empty, so it holds no keys.
+- Time: a progress handler ends a query at its deadline. One call of REPLACE or LIKE can
+  run for minutes without asking that handler: then the parent kills the process.
+- Memory: of SQLite and of the process. Rows, bytes of a result, length of the SQL.
+- Answers that change: there is no clock and no random number, so one query has one
+  answer.
+- A worker that dies or lies: its parent parses its answers and trusts none of them.
+
+Not covered:
+- A bug in SQLite or Python that lets a query run machine code. This is no virtual
+  machine: such code keeps the limits above and is your account otherwise.
+- Reading: a query sees all rows of the databases it is given. Give it a copy without
+  what its user must not see.
+- Processor time below the deadline: each worker may keep one core busy.
+- Where the operating system has no such limit: macOS caps SQLite's memory and not the
+  process's, root may start processes on Linux too, and Windows cannot run this.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import sqlite3
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import methodcaller
+
+GRACE = 0.5  # seconds past the deadline before a worker is killed
+OUT_OF_MEMORY = 86  # exit status of a worker too short of memory to say so
+# What analytics needs. Not random() or CURRENT_DATE: one query has one answer. Not
+# zeroblob, which only fills memory, nor what names a file, an extension or a build.
+FUNCTIONS = frozenset(
+    "-> ->> abs avg ceil ceiling char coalesce concat concat_ws count cume_dist date "  # noqa: SIM905
+    "datetime dense_rank exp first_value floor format glob group_concat hex if ifnull "
+    "iif instr json json_array json_array_length json_extract json_group_array "
+    "json_group_object json_object json_quote json_type json_valid julianday lag "
+    "last_value lead length like likelihood likely ln log log10 log2 lower ltrim max "
+    "median min mod nth_value ntile nullif percent_rank pi pow power printf quote rank "
+    "replace round row_number rtrim sign sqrt strftime string_agg substr substring sum "
+    "time timediff total trim trunc typeof unicode unixepoch unlikely upper".split()
+)
+COMMENT = r"--[^\n]*|/\*.*?(?:\*/|\Z)"
+LEAD = re.compile(rf"(?:[ \t\n\f\r;\ufeff]|{COMMENT})*+", re.S)
+NOW = re.compile(rf"{COMMENT}|[(,]\s*('now')\s*[,)]", re.S | re.I)
+SYNTAX = re.compile("syntax error|unrecognized token|incomplete input|null character")
+# JSON has no bytes: a blob travels as {"hex": text}.
+DECODE = json.JSONDecoder(object_hook=lambda blob: bytes.fromhex(blob["hex"])).decode
+ENCODE = json.JSONEncoder(default=lambda blob: {"hex": blob.hex()}).encode
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one query may use."""
+
+    seconds: float = 2.0
+    rows: int = 5_000
+    result_bytes: int = 2_000_000  # 8 a value, and 1 a character or a byte of a blob
+    memory_mb: int = 256  # of its whole worker, at least 64; half of it for SQLite
+    sql_bytes: int = 100_000
+
+
+class Failed(Exception):  # noqa: N818
+    """Ends a query; the arguments are those of its Result after the rows."""
+
+
+def serve() -> None:
+    """Confine this process; then a line of jobs in, a line for each answer out."""
+    uris, limits = json.loads(sys.stdin.buffer.readline())[0]
+    limits = Limits(**limits)
+    try:
+        databases = {name: open_readonly(uri, limits) for name, uri in uris.items()}
+    except sqlite3.Error as error:
+        return _send("crashed", str(error), 0.0, [], None)
+    confine(limits)
+    _send(None, "", 0.0, [], [])
+    try:
+        for line in sys.stdin.buffer:
+            jobs = json.loads(line)
+            # Ends this process if its parent dies and can kill it no more.
+            signal.alarm(int(len(jobs) * (limits.seconds + GRACE)) + 2)
+            for name, sql in jobs:
+                _send(*databases[name](sql))
+            signal.alarm(0)
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)
+
+
+def _send(*answer: object) -> None:
+    sys.stdout.buffer.write(ENCODE(answer).encode() + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def confine(limits: Limits) -> None:
+    """Allow some memory; no core dump, no byte into a file, no open, no process."""
+    import resource  # not on Windows
+
+    caps = dict.fromkeys(("CORE", "FSIZE", "NOFILE", "NPROC"), 0)
+    caps["AS"] = limits.memory_mb << 20
+    for cap, most in caps.items():
+        with contextlib.suppress(ValueError, OSError):  # macOS does not have them all
+            resource.setrlimit(getattr(resource, f"RLIMIT_{cap}"), (most, most))
+
+
+def open_readonly(uri: str, limits: Limits) -> Callable[[str], tuple]:
+    """Open a database so that SQLite refuses all but reading.
+
+    Returns a function from SQL to (error, message, seconds, columns, rows).
+    """
+    deadline, denied = 0.0, False
+    # No cache of statements: nothing of one query is there for the next.
+    db = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
+    db.text_factory = methodcaller("decode", "utf-8", "replace")
+    db.execute(f"PRAGMA hard_heap_limit = {limits.memory_mb << 19}")
+    db.execute("PRAGMA temp_store = memory")
+    db.execute("PRAGMA trusted_schema = 0")
+    # The schema can be read, for prompts tell it anyway; statistics cannot.
+    names = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+    readable = {n for n in names if not n.startswith("sqlite_")} | {"sqlite_master"}
+    # Tables that are functions; new versions list those of JSON only after their use.
+    modules = {"json_each", "json_tree", "jsonb_each", "jsonb_tree"}
+    modules |= {name for (name,) in db.execute("PRAGMA module_list")}
+    db.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+    db.setlimit(sqlite3.SQLITE_LIMIT_COLUMN, 200)
+    db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(limits.result_bytes, 1_000_000))
+    db.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 1_000)
+    db.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, limits.sql_bytes)
+
+    def authorize(action: int, first: str, second: str, *_: str) -> int:
+        nonlocal denied
+        if action == sqlite3.SQLITE_READ:
+            # COUNT(*) reads no column, and perhaps of a CTE: then `second` is empty.
+            allowed = first in readable or not (second or first.lower() in modules)
+        elif action == sqlite3.SQLITE_FUNCTION:
+            allowed = second.lower() in FUNCTIONS
+        else:
+            allowed = action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE)
+        denied = denied or not allowed
+        return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
+
+    def answer(sql: str) -> tuple:
+        nonlocal deadline, denied
+        begun = time.monotonic()
+        deadline, denied = begun + limits.seconds, False
+        error, message, columns, rows = None, "", [], []
+        try:
+            columns, rows = _fetch(db, sql, limits)
+        except Failed as failed:
+            error, message = failed.args
+        except (sqlite3.Error, UnicodeError, MemoryError) as failed:
+            error = "denied" if denied else _name(failed)
+            message = str(failed) or "no memory is left"
+        seconds = time.monotonic() - begun
+        if seconds > limits.seconds:  # interrupted, or done too late
+            error, message = "timeout", f"the most is {limits.seconds:g} seconds"
+        return error, message[:500], seconds, columns, rows
+
+    db.set_progress_handler(lambda: time.monotonic() > deadline, 2_000)
+    db.set_authorizer(authorize)
+    return answer
+
+
+def _fetch(
+    db: sqlite3.Connection, sql: str, limits: Limits
+) -> tuple[list[str], list[tuple]]:
+    """Return names of columns, and rows; raises Failed past the limits."""
+    word = sql[LEAD.match(sql).end() :][:7].lower()
+    if word.startswith(("explain", "vacuum")):  # the authorizer is not asked
+        raise Failed("denied", f"no {word}")
+    if "'now'" in sql.lower() and any(found[1] for found in NOW.finditer(sql)):
+        raise Failed("denied", "'now' is another day tomorrow: write the date")
+    cursor = db.execute(sql.rstrip("; \t\r\n"))  # ;; is two statements for Python
+    if cursor.description is None:
+        raise Failed("denied" if word else "empty", "there is no SELECT")
+    columns = [column[0] for column in cursor.description]
+    rows, size = [], sum(map(len, columns))
+    for row in cursor:
+        texts = [len(value) for value in row if isinstance(value, (str, bytes))]
+        size += 8 * len(row) + sum(texts)
+        if size > limits.result_bytes:
+            raise Failed("too_many_bytes", f"the most is {limits.result_bytes:,}")
+        if len(rows) == limits.rows:
+            raise Failed("too_many_rows", f"the most is {limits.rows:,}")
+        rows.append(row)
+    return columns, rows
+
+
+def _name(error: Exception) -> str:
+    """Return the name in `sandbox.ERRORS` of what SQLite or Python raised."""
+    code = getattr(error, "sqlite_errorname", None) or ""
+    if isinstance(error, MemoryError) or code.endswith("NOMEM"):
+        return "memory"
+    if code == "SQLITE_TOOBIG":
+        return "too_many_bytes"
+    if "one statement" in str(error):
+        return "multiple_statements"
+    if isinstance(error, UnicodeError) or SYNTAX.search(str(error)):
+        return "syntax"
+    return "sql_error"
+
+
+if __name__ == "__main__":
+    serve()
