@@ -1,32 +1,31 @@
-"""Find repeats within a set of questions and leaks between two sets.
+"""Find repeats within a set of questions and contamination between two sets.
 
 A string score cannot tell a repeat from another question: `orders in FY26 Q3` and
 `orders in FY26 Q4` differ by one character. So in a near repeat the words must agree as
 well: what one text has beyond the other is politeness, small grammar or a slip of one
 letter. Numbers, periods and filters are the same.
 
-Read in the traces: of 62 unequal pairs that score 84 or more 10 are repeats, of 15 that
-score 90 or more 9 are. With the words compared, all 10 stay and no other pair does, at
-every threshold from 55 to 89. Repeats in quite other words are not found here: compare
-the SQL, or the rows it gives.
+Read in Tidewater's traces: of 62 unequal pairs that score 84 or more 10 are repeats, of
+15 that score 90 or more 9 are. With the words compared, all 10 stay and no other pair
+does, at every threshold from 55 to 89. Repeats in quite other words are not found here:
+compare the SQL, or the rows it gives.
 """
 
 import calendar
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
 from rapidfuzz import fuzz, process
 from rapidfuzz.distance import OSA
 
-_FILLER = set(
-    """a an and are can cheers could did do does for get give got had has have
-    hello hi id in is it just kindly let me my need of on our ours please pls
-    plz see show tell thank thanks the there to us want was we were what whats
-    will would you your""".split()  # noqa: SIM905
+# What a text may have beyond another and still ask the same; a product may have more.
+FILLERS = frozenset(
+    """a an and are can cheers could do does for hello hi id is it kindly let me my of
+    our ours please pls plz thank thanks the us we will would you your""".split()  # noqa: SIM905
 )
 _MONTHS = {name[:3].casefold() for name in calendar.month_name[1:]}
 _BLOCK = 1024  # rows of the score table held at a time
@@ -49,22 +48,25 @@ def duplicates(texts: Sequence[str]) -> list[int]:
     keeps one of each.
     """
     first: dict[str, int] = {}
-    return [first.setdefault(text, i) for i, text in enumerate(_normalised(texts))]
+    return [first.setdefault(normalise(text), i) for i, text in enumerate(texts)]
 
 
 def near_duplicates(
-    texts: Sequence[str], threshold: float = 60
+    texts: Sequence[str], threshold: float = 60, fillers: Set[str] = FILLERS
 ) -> list[tuple[int, int, float]]:
     """Return `(i, j, score)` with i < j for near repeats that `normalise` tells apart.
 
     The score is rapidfuzz's `token_sort_ratio`, 0 to 100, in which word order is free.
+    `fillers` are the words, in lower case, that only one of the two may have.
     """
-    texts = _normalised(texts)
-    return [pair for pair in _near(texts, texts, threshold) if pair[0] < pair[1]]
+    texts = [normalise(text) for text in texts]
+    return [
+        pair for pair in _near(texts, texts, threshold, fillers) if pair[0] < pair[1]
+    ]
 
 
 @dataclass(frozen=True)
-class Leaks:
+class Contamination:
     """Pairs (train index, test index), each in the first list that it fits."""
 
     exact: list[tuple[int, int]]
@@ -72,59 +74,62 @@ class Leaks:
     near: list[tuple[int, int, float]]
 
 
-def leaks(train: Sequence[str], test: Sequence[str], threshold: float = 60) -> Leaks:
+def contamination(
+    train: Sequence[str],
+    test: Sequence[str],
+    threshold: float = 60,
+    fillers: Set[str] = FILLERS,
+) -> Contamination:
     """Return what `train` gives away of `test`, split by how plainly it does."""
-    left, right = _normalised(train), _normalised(test)
+    left, right = (
+        [normalise(text) for text in train],
+        [normalise(text) for text in test],
+    )
     places: dict[str, list[int]] = {}
     for i, text in enumerate(left):
         places.setdefault(text, []).append(i)
     equal = [(i, j) for j, text in enumerate(right) for i in places.get(text, ())]
     exact = [(i, j) for i, j in equal if train[i] == test[j]]
     normalised = [(i, j) for i, j in equal if train[i] != test[j]]
-    return Leaks(exact, normalised, list(_near(left, right, threshold)))
-
-
-def _normalised(texts: Sequence[str]) -> list[str]:
-    if isinstance(texts, str):
-        raise TypeError("Give a list of texts, not one text.")
-    return [normalise(text) for text in texts]
+    near = list(_near(left, right, threshold, fillers))
+    return Contamination(exact, normalised, near)
 
 
 def _near(
-    left: list[str], right: list[str], threshold: float
+    left: list[str], right: list[str], threshold: float, fillers: Set[str]
 ) -> Iterator[tuple[int, int, float]]:
-    if not 0 < threshold <= 100:
-        raise ValueError(f"threshold is a score above 0 and up to 100, not {threshold}")
     for start in range(0, len(left), _BLOCK):
         rows = left[start : start + _BLOCK]
         scores = process.cdist(
             rows, right, scorer=fuzz.token_sort_ratio, dtype=np.float32
         )
         for row, j in np.argwhere(scores >= threshold).tolist():
-            if rows[row] != right[j] and _agree(rows[row], right[j]):
+            one, other = rows[row], right[j]
+            if one != other and _agree(one, other, fillers):
                 yield start + row, j, float(scores[row, j])
 
 
-def _agree(one: str, other: str) -> bool:
+def _agree(one: str, other: str, fillers: Set[str]) -> bool:
     """Say whether the words that only one of two texts has are fillers or slips."""
     if _sequences(one) != _sequences(other):
         return False
     left, right = Counter(one.split()), Counter(other.split())
-    only_left = sorted(w for w in (left - right).elements() if w not in _FILLER)
-    only_right = sorted(w for w in (right - left).elements() if w not in _FILLER)
+    only_left = sorted(w for w in (left - right).elements() if w not in fillers)
+    only_right = sorted(w for w in (right - left).elements() if w not in fillers)
     return len(only_left) == len(only_right) and all(map(_slip, only_left, only_right))
 
 
 def _sequences(text: str) -> dict[str, list[str]]:
-    """Give the numbers of each kind (bare, Q, FY) and the months in their order.
+    """Give the months and the numbers of each kind (3, Q3, FY26) in their order.
 
     From May to June is not from June to May; but Q4 FY26 is FY26 Q4.
     """
     found: dict[str, list[str]] = {}
     for word in text.split():
-        kind = "month" if word[:3] in _MONTHS else re.sub(r"\d", "", word)
-        if kind == "month" or kind != word:
-            found.setdefault(kind, []).append(word[:3] if kind == "month" else word)
+        if word[:3] in _MONTHS:
+            found.setdefault("month", []).append(word[:3])
+        elif re.search(r"\d", word):
+            found.setdefault(re.sub(r"\d", "", word), []).append(word)
     return found
 
 

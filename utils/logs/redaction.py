@@ -14,12 +14,14 @@ alone, and refuses the reserved domain `.example` (with `.com`: 37/74 and 36/117
 These rules read the form of a message and hold no list of names: a name is personal
 when it signs off, introduces itself, stands beside a phone, or is to be contacted.
 `How many units has Ana Bauer bought?` names a customer and is left alone.
-The tests hold them to recall 0.95 and precision 0.97 on the same questions.
+The tests hold them to recall 0.95 and precision 0.97 on the same questions, with the
+words in `utils.tidewater.words`.
 """
 
+import functools
 import hmac
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,20 +36,19 @@ _PHONE = re.compile(r"(?:\(?[2-9]\d\d\)?[-. ]+)?[2-9]\d\d[-.]\d{4}")
 _PLACEHOLDER = re.compile(rf"\[({'|'.join(KINDS)})\]")
 _FENCE = re.compile(r"(```.*?(?:```|\Z))", re.DOTALL)
 
-# Words that stand where a name could, and are not one.
-_NOT_NAMES = set(
+# Words that stand where a name could, and are not one; a product has more of its own.
+NOT_NAMES = frozenset(
     """a again all also an and any are as asap ask at back best but by call cc cell
     cheers contact copy date day days desk direct do email ext extension finance
     for from have hello help here hi how i i'll i'm i've if in is it it's just kind
     last line lot lots mail many me message mine mobile month monthly much my name
-    need no not now number of office ok on only or order orders our per phone ping
-    please pls quarter reach regards reply ring sales send share signed so ta team
-    tel text thank thanks that the them these this time to today tomorrow top total
-    units up urgent us very we week what when which who with year yes you your
+    need no not now number of office ok on only or our per phone ping
+    please pls reach regards reply ring send signed so ta team
+    tel text thank thanks that the them these this time to today tomorrow
+    up urgent us very we week what when which who with year yes you your
     monday tuesday wednesday thursday friday saturday sunday january february march
     april may june july august september october november december jan feb mar apr
-    jun jul aug sep sept oct nov dec east west north south northeast northwest
-    southeast southwest midwest coast""".split()  # noqa: SIM905
+    jun jul aug sep sept oct nov dec""".split()  # noqa: SIM905
 )
 # Private-use characters stand for what is already removed, one per character.
 _DETAIL, _PERSON = "\ue000", "\ue001"
@@ -107,12 +108,12 @@ def _contact_details(text: str) -> Iterator[tuple[int, int, Kind]]:
             yield match.start, match.end, "phone"
 
 
-def _names(text: str) -> Iterator[tuple[int, int, Kind]]:
+def _names(text: str, not_names: Set[str]) -> Iterator[tuple[int, int, Kind]]:
     for rule in _NAMES:
         for match in rule.finditer(text):
             words = re.finditer(r"\S+", match["name"])
             # `Thanks Dev May` starts at Dev; May may well be the family.
-            real = [word for word in words if word[0].casefold() not in _NOT_NAMES]
+            real = [word for word in words if word[0].casefold() not in not_names]
             if real:
                 yield match.start("name") + real[0].start(), match.end("name"), "name"
 
@@ -121,11 +122,16 @@ def _mask(kind: Kind, length: int) -> str:
     return (_PERSON if kind == "name" else _DETAIL) * length
 
 
-def find(text: str) -> list[Found]:
-    """Return the personal data in `text`, sorted by place and without overlap."""
+def find(text: str, not_names: Set[str] = NOT_NAMES) -> list[Found]:
+    """Return the personal data in `text`, sorted by place and without overlap.
+
+    `not_names` are words in lower case that stand where a name could, and are not one;
+    give `NOT_NAMES | {...}` to add those of your product.
+    """
     # Placeholders of an earlier pass count as removed, so redacting twice is harmless.
     masked = _PLACEHOLDER.sub(lambda match: _mask(match[1], len(match[0])), text)
-    found, finders = [], [_contact_details, _names]
+    found = []
+    finders = [_contact_details, functools.partial(_names, not_names=not_names)]
     while finders:
         before = len(found)
         for start, end, kind in list(finders[0](masked)):
@@ -137,9 +143,9 @@ def find(text: str) -> list[Found]:
     return sorted(found, key=lambda hit: hit.start)
 
 
-def redact(text: str) -> str:
+def redact(text: str, not_names: Set[str] = NOT_NAMES) -> str:
     """Return `text` with each find replaced by its kind in brackets: `[email]`."""
-    for hit in reversed(find(text)):
+    for hit in reversed(find(text, not_names)):
         text = f"{text[: hit.start]}[{hit.kind}]{text[hit.end :]}"
     return text
 
@@ -154,7 +160,7 @@ def _swap(text: str, kinds: Mapping[str, Kind]) -> str:
 
 
 def redact_trace(
-    trace: dict[str, Any], key: bytes | None = None
+    trace: dict[str, Any], key: bytes | None = None, not_names: Set[str] = NOT_NAMES
 ) -> tuple[dict[str, Any], list[Found]]:
     """Return a redacted copy of `trace` and what was found in its question.
 
@@ -170,7 +176,7 @@ def redact_trace(
         # A foreign log may begin with a tool's span: the question is in the first chat.
         asked = (s["attributes"].get("gen_ai.input.messages") for s in trace["spans"])
         question = next(messages for messages in asked if messages)[-1]
-        found = find(question["content"])
+        found = find(question["content"], not_names)
     except (AttributeError, KeyError, IndexError, TypeError, StopIteration) as error:
         raise ValueError(
             "redact_trace needs a text in the 'content' of the last of the first "
@@ -183,7 +189,7 @@ def redact_trace(
         local = hit.text.split("@")[0]
         if hit.kind == "name" or (hit.kind == "email" and "." in local):
             words = (w.capitalize() for w in re.findall(r"[^\W\d_]{3,}", local))
-            loose |= {w: "name" for w in words if w.casefold() not in _NOT_NAMES}
+            loose |= {w: "name" for w in words if w.casefold() not in not_names}
 
     def clean(value: Any, prose: bool = False) -> Any:
         if isinstance(value, dict):
@@ -193,7 +199,7 @@ def redact_trace(
         if not isinstance(value, str):
             return value
         parts = _FENCE.split(value) if prose else ["", value]
-        parts[::2] = [_swap(redact(part), loose) for part in parts[::2]]
+        parts[::2] = [_swap(redact(part, not_names), loose) for part in parts[::2]]
         parts[1::2] = [_swap(part, whole) for part in parts[1::2]]
         return "".join(parts)
 
