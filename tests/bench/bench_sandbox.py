@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from utils.course import run_card  # noqa: E402
+from utils.course.run import run_card  # noqa: E402
 from utils.evals.sandbox import SandboxPool  # noqa: E402
 
 LIVE = ROOT / "data" / "warehouse.sqlite"

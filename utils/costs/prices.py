@@ -5,49 +5,48 @@ a default price: a model or a GPU that the file lacks is an error.
 """
 
 import datetime as dt
-import json
 import math
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from pydantic import BaseModel, Field
 
 PRICE_FILE = Path(__file__).parents[2] / "data" / "prices.json"
 MONTH = 365.25 / 12 * 24 * 3600  # seconds
+
+Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class UnknownPrice(LookupError):  # noqa: N818 - reads better than UnknownPriceError
     """The price file has no such entry."""
 
 
-@dataclass(frozen=True)
-class TokenPrice:
+class Price(BaseModel, frozen=True, strict=True):
+    """What every price has: where it was read, and on which day."""
+
+    source: str = Field(pattern=r"\S")
+    date: dt.date
+
+
+class TokenPrice(Price):
     """USD per million tokens; `batch_discount` is the fraction that a batch saves."""
 
-    model: str
-    input: float
-    cached_input: float | None  # None: no cached price is known
-    output: float
-    batch_discount: float
-    source: str
-    date: dt.date
+    input: Usd
+    cached_input: Usd | None  # None, written out: no cached price is known
+    output: Usd
+    batch_discount: float = Field(ge=0, le=1)
 
 
-@dataclass(frozen=True)
-class ComputePrice:
+class ComputePrice(Price):
     """Price of one kind of compute, in `unit` (for a GPU: usd_per_hour)."""
 
-    name: str
-    price: float
+    price: Usd
     unit: str
-    source: str
-    date: dt.date
 
 
-@dataclass(frozen=True)
-class Prices:
+class Prices(BaseModel, frozen=True, strict=True):
     """All prices of one file: `models` by model name, `compute` by kind."""
 
     models: dict[str, TokenPrice]
@@ -65,20 +64,17 @@ class Prices:
     def stale(self, today: dt.date | None = None, days: int = 90) -> list[str]:
         """One line for each price more than `days` old on `today`."""
         today = today or dt.date.today()
-        ages = {
-            f"{name}: {price.date}": (today - price.date).days
-            for name, price in [*self.models.items(), *self.compute.items()]
-        }
-        return [f"{text}, {age} days old" for text, age in ages.items() if age > days]
+        lines = []
+        for name, price in (self.models | self.compute).items():
+            age = (today - price.date).days
+            if age > days:
+                lines.append(f"{name}: {price.date}, {age} days old")
+        return lines
 
 
 def load_prices(path: Path = PRICE_FILE) -> Prices:
     """Read a price file; ValueError names an entry with a missing or wrong field."""
-    raw = json.loads(Path(path).read_text(encoding="utf-8"))
-    return Prices(
-        {name: _entry(TokenPrice, name, it) for name, it in raw["models"].items()},
-        {name: _entry(ComputePrice, name, it) for name, it in raw["compute"].items()},
-    )
+    return Prices.model_validate_json(Path(path).read_text(encoding="utf-8"))
 
 
 def call_cost(
@@ -90,9 +86,8 @@ def call_cost(
 ) -> float | np.ndarray:
     """USD of one call, or of each call where the counts are arrays.
 
-    `cached_tokens` is the part of `input_tokens` read from the cache. Without a cached
-    price it is charged as plain input, which can only overstate the cost. Raises
-    ValueError for negative counts and for more cached tokens than input tokens.
+    `cached_tokens` is the part of `input_tokens` read from the cache; without a cached
+    price it is charged as plain input. Raises ValueError for impossible counts.
     """
     total, out, cached = map(np.asarray, (input_tokens, output_tokens, cached_tokens))
     if not (np.all(out >= 0) and np.all(cached >= 0) and np.all(cached <= total)):
@@ -110,12 +105,12 @@ def per_correct(cost_per_call: float, right: Any) -> tuple[float, float, float]:
     """USD per correct answer: (value, low, high), infinite where none is right.
 
     `right` is the share of right answers, 0 to 1, with its interval: any object with
-    `value`, `low` and `high`. The cost of a call is taken as known, so the interval is
-    that of the share carried through 1/x. Raises ValueError for a share in per cent.
+    `value`, `low` and `high`, which is carried through 1/x. Raises ValueError for a
+    share in per cent.
     """
     shares = (right.value, right.high, right.low)
-    if not (cost_per_call >= 0 and all(-1e-9 <= s <= 1 + 1e-9 for s in shares)):
-        raise ValueError(f"want a cost >= 0 and shares 0 to 1: {cost_per_call, shares}")
+    if not all(-1e-9 <= share <= 1 + 1e-9 for share in shares):
+        raise ValueError(f"want shares from 0 to 1, not per cent: {shares}")
     # Below 1e-9 a share is 0 that rounding has touched.
     value, low, high = (cost_per_call / s if s > 1e-9 else math.inf for s in shares)
     return value, low, high
@@ -125,36 +120,27 @@ def cpu_hour(prices: Prices, cores: float, memory_gib: float) -> float:
     """USD of an hour of a machine without a GPU, from the prices of core and memory."""
     cpu = _find(prices.compute, "cpu_core_second", "compute").price
     memory = _find(prices.compute, "memory_gib_second", "compute").price
-    if not (cores > 0 and memory_gib >= 0):
-        raise ValueError(f"want cores > 0 and memory >= 0, not {cores}, {memory_gib}")
     return 3600 * (cores * cpu + memory_gib * memory)
 
 
 def answer_cost(
     usd_per_hour: float, answers_per_second: float, utilisation: float = 1.0
 ) -> float:
-    """USD of an answer from a machine paid by the hour.
+    """USD of an answer from a machine that works a share of the time it is paid for.
 
-    `answers_per_second` is what it can do, `utilisation` the share of the paid time in
-    which it does so, above 0 and at most 1.
+    Raises ValueError for a utilisation that is no share.
     """
-    if not (usd_per_hour >= 0 and answers_per_second > 0 and 0 < utilisation <= 1):
-        raise ValueError(
-            "want a price >= 0, answers a second > 0 and a utilisation above 0 and at "
-            f"most 1: {usd_per_hour, answers_per_second, utilisation}"
-        )
+    if not 0 < utilisation <= 1:
+        raise ValueError(f"utilisation is above 0 and at most 1, not {utilisation}")
     return usd_per_hour / (3600 * answers_per_second * utilisation)
 
 
 def utilisation_for(
     usd: float, usd_per_hour: float, answers_per_second: float
 ) -> float:
-    """Utilisation at which an answer costs `usd`; above 1 none does, inf for usd <= 0.
-
-    What an answer costs besides, such as the calls of a routed one, take off first.
-    """
-    full = answer_cost(usd_per_hour, answers_per_second)
-    return full / usd if usd > 0 else math.inf
+    """Utilisation at which an answer costs `usd`; above 1: none does."""
+    at_full_use = answer_cost(usd_per_hour, answers_per_second)
+    return at_full_use / usd if usd > 0 else math.inf
 
 
 def paid_seconds(
@@ -166,51 +152,22 @@ def paid_seconds(
     """Seconds paid for an answer when machines sleep after `idle_seconds` of quiet.
 
     Questions come by chance (a Poisson process) to a machine that answers one after the
-    other. Of its busy times, each followed by a quiet one, there are 1 - load for each
-    answer; a quiet time is paid up to `idle_seconds`, and if it lasts longer the next
-    answer pays a cold start. An infinite `idle_seconds` keeps the machine on. What
-    queues behind a cold start is left out. Where the questions take more than one
-    machine, as few as can carry them share them evenly.
+    other; as few machines as can carry them share them evenly. What queues behind a
+    cold start is left out.
     """
-    if not (answers_per_second > 0 and per_month > 0):
-        raise ValueError("want more than 0 answers a second, and a month")
-    if not (idle_seconds >= 0 and cold_seconds >= 0):
-        raise ValueError("idle_seconds and cold_seconds must be 0 or more")
     load = per_month / MONTH / answers_per_second
     machines = math.ceil(load)
     load, rate = load / machines, per_month / MONTH / machines
+    # Of busy times, each followed by a quiet one, there are 1 - load for each answer.
+    # A quiet time is paid up to idle_seconds; after a longer one comes a cold start.
     asleep = math.exp(-rate * idle_seconds)
     quiet = (1 - asleep) / rate + asleep * cold_seconds
     return 1 / answers_per_second + (1 - load) * quiet
 
 
 def break_even(fixed: float, own: float, rival: float) -> float:
-    """Answers after which a saving of `rival - own` USD each has paid back `fixed`.
-
-    Infinite where there is nothing to save. The prices may be per answer or per right
-    answer; the result is in the same.
-    """
-    if not (fixed >= 0 and own >= 0 and rival >= 0):
-        raise ValueError(f"want costs of 0 or more: {fixed, own, rival}")
+    """Answers after which a saving of `rival - own` USD each has paid back `fixed`."""
     return fixed / (rival - own) if rival > own else math.inf
-
-
-def wrong_answer_worth(
-    own: float, own_right: float, rival: float, rival_right: float
-) -> float:
-    """USD that a wrong answer may cost before the cheaper, less right system loses.
-
-    `own` and `rival` are USD an answer, the others shares of right answers. Infinite
-    where ours is no dearer and no less right, 0 where it is dearer and no more right;
-    ValueError where it is the dearer and more right one: then swap them.
-    """
-    if not (0 <= own_right <= 1 and 0 <= rival_right <= 1):
-        raise ValueError(f"want shares from 0 to 1: {own_right, rival_right}")
-    if own > rival and own_right > rival_right:
-        raise ValueError("ours is the dearer and more right one: swap the two")
-    if own_right >= rival_right:
-        return math.inf if own <= rival else 0.0
-    return max(0.0, (rival - own) / (rival_right - own_right))
 
 
 def _find(table: dict[str, Any], name: str, what: str) -> Any:
@@ -220,23 +177,3 @@ def _find(table: dict[str, Any], name: str, what: str) -> Any:
             "Add it to data/prices.json with its source and date."
         )
     return table[name]
-
-
-def _entry(kind: type, name: str, raw: dict[str, Any]) -> Any:
-    values = []
-    for field in [f.name for f in fields(kind)][1:]:
-        value = raw.get(field)
-        try:
-            if field in ("unit", "source", "date"):
-                ok = bool(value.strip())
-                value = dt.date.fromisoformat(value) if field == "date" else value
-            else:  # null is for the cached price alone, and must be written out
-                unknown = field == "cached_input" and field in raw and value is None
-                most = 1 if field == "batch_discount" else 1e9
-                ok = unknown or (not isinstance(value, bool) and 0 <= value <= most)
-        except (AttributeError, TypeError, ValueError):
-            ok = False
-        if not ok:
-            raise ValueError(f"price of {name!r}: {field} missing or wrong: {value!r}")
-        values.append(value)
-    return kind(name, *values)

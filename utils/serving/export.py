@@ -5,18 +5,17 @@ The file holds weights, tokenizer and chat template, so a server needs nothing e
 
 import hashlib
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.training import weights as models
+from utils.training import weights
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-KINDS = ("F32", "F16", "Q8_0", "Q4_0")
+QUANTIZATIONS = ("F32", "F16", "Q8_0", "Q4_0")
 
 # A harness sends a system prompt, if only an empty one. A tuned model never saw any, so
 # the template leaves an empty one out: then no code of the harness has to change.
@@ -29,45 +28,43 @@ TEMPLATE = (
 
 
 def to_gguf(
-    name: str = models.LAPTOP,
+    name: str = weights.LAPTOP,
     adapter: str | Path | None = None,
-    kind: str = "Q8_0",
+    quantization: str = "Q8_0",
 ) -> Path:
     """Return a GGUF file of a model with its adapter merged in; made once, then cached.
 
     Args:
         name: the laptop's model, or a folder of one of its size and vocabulary.
         adapter: a folder that PEFT saved, or None.
-        kind: of the matrices: "F32", "F16", or "Q8_0" and "Q4_0" for 8 and 4 bits a
-            weight in blocks of 32 that share a scale. Vectors stay in 32 bits.
+        quantization: of the matrices: "F32", "F16", or "Q8_0" and "Q4_0" for 8 and 4
+            bits a weight in blocks of 32 that share a scale. Vectors stay in 32 bits.
 
     Raises:
-        ValueError: an unknown kind, or a model that this export does not know.
+        ValueError: an unknown quantization, or a model that this does not know.
 
     """
-    if kind not in KINDS:
-        raise ValueError(f"no kind {kind!r}; there are {', '.join(KINDS)}")
-    digest = hashlib.sha256(f"{models.fetch(name)} {kind} {TEMPLATE}".encode())
-    for file in sorted(Path(adapter).glob("adapter_*")) if adapter else ():
-        digest.update(file.read_bytes())
-    home = models.cache() / f"{digest.hexdigest()[:16]}-{kind}.gguf"
-    if not home.exists():
-        model, tokenizer = models.load(name, adapter, dtype="float32")
-        handle, draft = tempfile.mkstemp(dir=models.cache(), suffix=".draft")
-        os.close(handle)
-        try:
-            _write(model, tokenizer, Path(draft), kind)
-            Path(draft).replace(home)  # whole or not at all
-        finally:
-            Path(draft).unlink(missing_ok=True)
-    return home
+    if quantization not in QUANTIZATIONS:
+        known = ", ".join(QUANTIZATIONS)
+        raise ValueError(f"no quantization {quantization!r}; there are {known}")
+    digest = hashlib.sha256(f"{weights.fetch(name)} {quantization} {TEMPLATE}".encode())
+    for saved in sorted(Path(adapter).glob("adapter_*")) if adapter else ():
+        digest.update(saved.read_bytes())
+    file = weights.cache() / f"{digest.hexdigest()[:16]}-{quantization}.gguf"
+    if not file.exists():
+        model, tokenizer = weights.load(name, adapter, dtype="float32")
+        with tempfile.TemporaryDirectory(dir=weights.cache()) as folder:
+            draft = Path(folder, "draft.gguf")
+            _write(model, tokenizer, draft, quantization)
+            draft.replace(file)  # whole or not at all
+    return file
 
 
 def _write(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     path: Path,
-    kind: str,
+    quantization: str,
 ) -> None:
     import gguf
     import numpy as np
@@ -91,10 +88,8 @@ def _write(
     writer.add_vocab_size(config.vocab_size)
     _write_tokenizer(writer, tokenizer)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    heads = {
-        "q_proj": config.num_attention_heads,
-        "k_proj": config.num_key_value_heads,
-    }
+    heads = {"q_proj": config.num_attention_heads}
+    heads["k_proj"] = config.num_key_value_heads
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue  # the same numbers as the embeddings
@@ -102,10 +97,10 @@ def _write(
         part = name.split(".")[-2]
         if part in heads:
             values = _interleave(values, heads[part])
-        form = gguf.GGMLQuantizationType[kind if values.ndim == 2 else "F32"]
-        values = gguf.quants.quantize(np.ascontiguousarray(values), form)
+        dtype = gguf.GGMLQuantizationType[quantization if values.ndim == 2 else "F32"]
+        values = gguf.quants.quantize(np.ascontiguousarray(values), dtype)
         known = names.get_name(name, try_suffixes=(".weight",))
-        writer.add_tensor(known, values, raw_dtype=form)
+        writer.add_tensor(known, values, raw_dtype=dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

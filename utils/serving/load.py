@@ -4,24 +4,24 @@ The load is closed: each client sends its next question when it has its answer, 
 user does who waits. Each request keeps its `start`, from which throughput follows.
 """
 
-import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
 
 @dataclass(frozen=True)
-class Timed:
+class RequestResult:
     """One request: what came back and when, in seconds."""
 
     question: str
     status: int  # of HTTP; 0: no connection, or it broke off
     start: float  # since the load began
-    first: float | None  # to the first piece of text; None: none came
+    ttft: float | None  # time to the first token; None: none came
     seconds: float  # to the end of the answer, or to the refusal
     tokens: int  # of the answer
     text: str
@@ -31,107 +31,75 @@ def load(
     url: str,
     questions: Sequence[str],
     clients: int,
-    model: str = "tidewater",
     api_key: str = "none",
     retries: int = 0,
-    timeout: float = 120.0,
     **options: Any,
-) -> list[Timed]:
-    """Ask all questions with so many clients at a time; answers are streamed.
+) -> list[RequestResult]:
+    """Ask each question once, with so many clients at a time; answers are streamed.
 
-    Args:
-        url: base URL of the server, ending in /v1.
-        questions: each is asked once, without a system prompt.
-        clients: how many questions are under way at a time.
-        model: as the server calls it.
-        api_key: sent along.
-        retries: how often the openai client asks again after a refusal.
-        timeout: seconds that a request may take.
-        **options: of the request, such as temperature.
-
+    `url` ends in /v1. `retries` is how often the openai client asks again after a
+    refusal; `options` are those of the request, such as model and temperature.
     """
-    if clients < 1 or not questions:
-        raise ValueError("a load needs a client and a question")
-    work = _load(url, questions, clients, model, api_key, retries, timeout, options)
-    # A notebook has an event loop already, so this one runs in a thread of its own.
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, work).result()
-
-
-async def _load(
-    url: str,
-    questions: Sequence[str],
-    clients: int,
-    model: str,
-    api_key: str,
-    retries: int,
-    timeout: float,
-    options: dict[str, Any],
-) -> list[Timed]:
     import openai
 
-    found: list[Timed | None] = [None] * len(questions)
-    waiting: Iterator[tuple[int, str]] = iter(enumerate(questions))
-    began = time.perf_counter()
-    settings = {"api_key": api_key, "max_retries": retries, "timeout": timeout}
-    async with openai.AsyncOpenAI(base_url=url, **settings) as api:
+    # A proxy (HTTP_PROXY) knows no server on this machine.
+    on_loopback = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+    options = {"model": "tidewater"} | options
+    with (
+        openai.DefaultHttpxClient(trust_env=not on_loopback) as http,
+        openai.OpenAI(
+            base_url=url, api_key=api_key, max_retries=retries, http_client=http
+        ) as api,
+        ThreadPoolExecutor(clients) as threads,
+    ):
+        began = time.perf_counter()
+        asked = [threads.submit(_ask, api, q, began, options) for q in questions]
+        return [one.result() for one in asked]
 
-        async def client() -> None:
-            for place, question in waiting:
-                found[place] = await _ask(api, model, question, began, options)
 
-        await asyncio.gather(*(client() for _ in range(clients)))
-    return found
-
-
-async def _ask(
-    api: Any, model: str, question: str, began: float, options: dict[str, Any]
-) -> Timed:
+def _ask(
+    api: Any, question: str, began: float, options: dict[str, Any]
+) -> RequestResult:
     import openai
 
-    start, first, pieces, tokens, status = time.perf_counter(), None, [], 0, 200
+    start, ttft, pieces, tokens, status = time.perf_counter(), None, [], 0, 200
     try:
-        stream = await api.chat.completions.create(
-            model=model,
+        stream = api.chat.completions.create(
             messages=[{"role": "user", "content": question}],
             stream=True,
             stream_options={"include_usage": True},
             **options,
         )
-        async for event in stream:
+        for event in stream:
             if event.choices and (text := event.choices[0].delta.content):
-                first = first or time.perf_counter() - start
+                ttft = ttft or time.perf_counter() - start
                 pieces.append(text)
             if event.usage:
                 tokens = event.usage.completion_tokens
-    except openai.APIStatusError as error:
-        status = error.status_code
-    except (openai.APIConnectionError, openai.APIError):
-        status = 0
-    seconds = time.perf_counter() - start
-    return Timed(
-        question, status, start - began, first, seconds, tokens, "".join(pieces)
-    )
+    except openai.APIError as error:
+        status = getattr(error, "status_code", 0)
+    seconds, text = time.perf_counter() - start, "".join(pieces)
+    return RequestResult(question, status, start - began, ttft, seconds, tokens, text)
 
 
-def summary(rows: Sequence[Timed]) -> dict[str, float]:
+def summary(rows: Sequence[RequestResult]) -> dict[str, float]:
     """Sum up a load: answers and tokens a second, and percentiles of seconds.
 
     Refused requests count in `refused` alone. Percentiles are NaN without an answer.
     """
     answered = [row for row in rows if row.status == 200]
-    told: dict[str, float] = {
+    span = max((row.start + row.seconds for row in rows), default=0.0) or np.nan
+    found: dict[str, float] = {
         "answered": len(answered),
         "refused": sum(row.status in (429, 503) for row in rows),
-        "lost": sum(row.status not in (200, 429, 503) for row in rows),
+        "errors": sum(row.status not in (200, 429, 503) for row in rows),
+        "requests_per_second": len(answered) / span,
+        "tokens_per_second": sum(row.tokens for row in answered) / span,
     }
-    span = max((row.start + row.seconds for row in rows), default=0.0) or np.nan
-    told["requests_per_second"] = len(answered) / span
-    told["tokens_per_second"] = sum(row.tokens for row in answered) / span
     times = [row.seconds for row in answered] or [np.nan]
+    ttfts = [row.ttft for row in answered if row.ttft] or [np.nan]
     for share in (50, 95, 99):
-        told[f"p{share}"] = float(np.percentile(times, share))
-    firsts = [row.first for row in answered if row.first] or [np.nan]
-    told["first_token_p50"] = float(np.percentile(firsts, 50))
-    told["first_token_p95"] = float(np.percentile(firsts, 95))
-    return told
+        found[f"p{share}"] = float(np.percentile(times, share))
+    for share in (50, 95):
+        found[f"ttft_p{share}"] = float(np.percentile(ttfts, share))
+    return found

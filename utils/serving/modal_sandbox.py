@@ -2,8 +2,8 @@
 
 Modal creates 5 sandboxes a second for a workspace unless more is agreed, and each takes
 a while to start. So a few are created once, kept, and given many queries at a time. In
-each the queries run in the worker processes of `utils.sandbox`, with its limits; the
-sandbox around them has no network and no secrets.
+each the queries run in the worker processes of `utils.evals.sandbox`, with its limits;
+the sandbox around them has no network and no secrets.
 """
 
 import json
@@ -12,23 +12,25 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from utils.evals.sandbox import DECODE, ENCODE, GRACE, Limits, Result, SandboxPool
+from utils.evals.sandbox import Result, SandboxPool
+from utils.evals.worker import DECODE, ENCODE, GRACE, Limits
 
 if TYPE_CHECKING:
     import modal
 
 HOME = "/root"  # where Modal's images put local files
 STARTUP = 60  # seconds that the workers in a sandbox may take to start
+Job = tuple[str, str]  # name of the database, SQL
 
 
-def image(databases: Iterable[Path | str]) -> "modal.Image":
+def image(databases: Iterable[Path]) -> "modal.Image":
     """Describe what a sandbox holds: this Python, `utils`, the databases, and tqdm."""
     import modal
 
@@ -36,7 +38,7 @@ def image(databases: Iterable[Path | str]) -> "modal.Image":
     plain = modal.Image.debian_slim(python_version=local)
     plain = plain.pip_install(f"tqdm=={version('tqdm')}")
     plain = plain.add_local_python_source("utils")
-    for path in map(Path, databases):
+    for path in databases:
         plain = plain.add_local_file(path, f"{HOME}/data/{path.name}")
     return plain
 
@@ -67,15 +69,12 @@ class ModalPool:
         limits: Limits | None = None,
         hours: float = 4.0,
     ) -> None:
-        if not databases or min(size, per_second, batch, hours) <= 0:
-            raise ValueError("ModalPool needs a database, and numbers above 0")
         self.databases = {name: Path(path) for name, path in databases.items()}
         self.app, self.size, self.batch = app, size, batch
         self.limits, self.hours = limits or Limits(), hours
-        self.pause = 1 / per_second
-        self.created = 0
-        self._gate, self._next, self._image = threading.Lock(), 0.0, None
-        self._idle: queue.LifoQueue[Any] = queue.LifoQueue()
+        self.pause, self.created = 1 / per_second, 0
+        self._lock, self._next, self._image = threading.Lock(), 0.0, None
+        self._idle: queue.LifoQueue[modal.Sandbox | None] = queue.LifoQueue()
         for _ in range(size):
             self._idle.put(None)  # a place where no sandbox is yet
 
@@ -87,18 +86,16 @@ class ModalPool:
 
     def close(self) -> None:
         """End the sandboxes; a later query would open new ones."""
-        for place in [self._idle.get() for _ in range(self.size)]:
-            if place is not None:
-                place.terminate()
+        for sandbox in [self._idle.get() for _ in range(self.size)]:
+            if sandbox is not None:
+                sandbox.terminate()
             self._idle.put(None)
 
     def run(self, sql: str, database: str | None = None) -> Result:
         """Answer one query on `database`, or on the first one."""
         return self.map([(database or next(iter(self.databases)), sql)])[0]
 
-    def map(
-        self, jobs: Iterable[tuple[str, str]], progress: str | None = None
-    ) -> list[Result]:
+    def map(self, jobs: Iterable[Job], progress: str | None = None) -> list[Result]:
         """Answer (database name, SQL) jobs, in their order; `progress` labels a bar.
 
         Raises ValueError for an unknown database, before anything runs. Whatever the
@@ -108,7 +105,8 @@ class ModalPool:
         from tqdm import tqdm
 
         jobs = list(jobs)
-        if unknown := {name for name, _ in jobs} - self.databases.keys():
+        unknown = {name for name, _ in jobs} - self.databases.keys()
+        if unknown:
             known = ", ".join(self.databases)
             raise ValueError(f"no database {sorted(unknown)}; there are {known}")
         parts = [jobs[k : k + self.batch] for k in range(0, len(jobs), self.batch)]
@@ -117,37 +115,32 @@ class ModalPool:
             bar = tqdm(done, progress, len(parts), disable=not progress, leave=False)
             return [result for results in bar for result in results]
 
-    def _answer(self, jobs: Sequence[tuple[str, str]]) -> list[Result]:
-        place = self._idle.get()
-        try:
-            place = place or self._create()
-            found = self._ask(place, jobs)
-            if found is None:  # the sandbox is gone, of age or by what ran in it
-                place.terminate()
-                place = None
-        finally:
-            self._idle.put(place)
-        if found is not None:
-            return found
-        if len(jobs) > 1:  # find out which of them it was
-            half = len(jobs) // 2
-            return self._answer(jobs[:half]) + self._answer(jobs[half:])
-        if (again := self._once_more(jobs)) is not None:
-            return again
-        return [Result(None, "crashed", "its sandbox ended at it, twice")]
+    def _answer(self, jobs: list[Job]) -> list[Result]:
+        """Answer jobs in one sandbox; if it ends at them, each once more, alone."""
+        results = self._try(jobs)
+        if results is not None:
+            return results
+        crashed = [Result(None, "crashed", "its sandbox ended at it, twice")]
+        return [(self._try([job]) or crashed)[0] for job in jobs]
 
-    def _once_more(self, jobs: Sequence[tuple[str, str]]) -> list[Result] | None:
-        place = self._create()
+    def _try(self, jobs: list[Job]) -> list[Result] | None:
+        """Let an idle sandbox answer; if it does not, it makes room for another one."""
+        sandbox = self._idle.get()
         try:
-            return self._ask(place, jobs)
+            sandbox = sandbox or self._create()
+            results = self._ask(sandbox, jobs)
+            if results is None:  # the sandbox is gone, of age or by what ran in it
+                sandbox.terminate()
+                sandbox = None
         finally:
-            place.terminate()
+            self._idle.put(sandbox)
+        return results
 
-    def _create(self) -> Any:
+    def _create(self) -> "modal.Sandbox":
         """Create a sandbox, not sooner than the rate allows."""
         import modal
 
-        with self._gate:
+        with self._lock:
             if self._image is None:  # built once, before anybody waits for it
                 self._app = modal.App.lookup(self.app, create_if_missing=True)
                 self._image = image(self.databases.values()).build(self._app)
@@ -164,9 +157,7 @@ class ModalPool:
             memory=1024,
         )
 
-    def _ask(
-        self, sandbox: Any, jobs: Sequence[tuple[str, str]]
-    ) -> list[Result] | None:
+    def _ask(self, sandbox: "modal.Sandbox", jobs: list[Job]) -> list[Result] | None:
         """Let one sandbox answer; None if it did not, for whatever reason."""
         from modal.exception import Error
 
@@ -187,13 +178,13 @@ class ModalPool:
             return None
 
 
-def _result(rows: list | None, *rest: Any) -> Result:
+def _result(rows: list | None, *rest: object) -> Result:
     error, message, seconds, columns = rest
     rows = None if rows is None else [tuple(row) for row in rows]
     return Result(rows, error, message, seconds, tuple(columns))
 
 
-def _serve() -> None:
+def main() -> None:
     """Answer the jobs that stand on the input; this runs in the sandbox."""
     request = json.load(sys.stdin)
     limits = Limits(**request["limits"])
@@ -204,4 +195,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    main()

@@ -4,192 +4,187 @@
         ...                               # base_url=url for any client
 
 Engine and protocol are those of llama.cpp's server. It queues without limit, so that
-under load everybody waits for ever longer. Therefore a gate stands before it: it lets a
-bounded number of requests in and answers 429 to the others, at once.
+under load everybody waits for ever longer. Therefore a concurrency limiter stands
+before it: it lets a bounded number of requests in and answers 429 to the others.
 """
 
-import argparse
 import asyncio
 import contextlib
+import http.client
 import json
 import os
-import queue
+import socket
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
 
-OPEN = ("/health", "/metrics", "/tokenize", "/apply-template", "/v1/models")
 CONTEXT = 1024  # tokens of one conversation, its reply included
-SEND, SILENT = 10.0, 120.0  # seconds for a request to arrive, for the engine to be mute
+SILENT = 120.0  # seconds that the engine may be mute
+START = 60.0  # seconds that the start may take
 
 
-class Gate:
-    """Passes requests on to a server; at most `capacity` questions are inside at once.
+class ConcurrencyLimiter:
+    """Passes requests on to a server; at most `capacity` questions are in flight.
 
     A client that hangs up frees its place, and the server stops working for it.
     """
 
     def __init__(self, upstream: str, capacity: int) -> None:
-        self.upstream, self.capacity, self.inside = upstream, capacity, 0
-        self._session: ClientSession | None = None
+        self.upstream, self.capacity, self.in_flight = upstream, capacity, 0
 
-    async def open(self, app: web.Application) -> None:
-        """Open the connections to the server; a new one for each request."""
-        # A kept one may be closed by the server just when a request is sent on it.
+    def app(self) -> web.Application:
+        """Make the aiohttp application, which takes requests of up to a megabyte."""
+        app = web.Application(client_max_size=1 << 20)
+        app.cleanup_ctx.append(self._connect)
+        app.router.add_route("*", "/{path:.*}", self.handle)
+        return app
+
+    async def _connect(self, app: web.Application) -> AsyncIterator[None]:
+        # A kept connection may be closed just when a request is sent: always a new one.
         connector = TCPConnector(limit=0, force_close=True)
         # No limit on an answer, but one on silence: what hangs frees its place.
         limit = ClientTimeout(total=None, sock_read=SILENT)
-        self._session = ClientSession(self.upstream, connector=connector, timeout=limit)
+        async with ClientSession(connector=connector, timeout=limit) as self._session:
+            yield
 
-    async def close(self, app: web.Application) -> None:
-        """Close them."""
-        await self._session.close()
-
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        """Refuse a request, or pass it on and its answer back, piece by piece."""
-        if request.path not in OPEN and not request.path.startswith("/v1/"):
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Refuse a request, or pass it on and its answer back."""
+        if not request.path.startswith(("/v1/", "/health", "/metrics")):
             return _error(404, "not_found_error", f"no such path: {request.path}")
-        if request.method != "POST":
+        if request.method != "POST":  # takes no time of the engine
             return await self._pass_on(request, b"")
-        try:  # before a place is taken: who dawdles keeps nobody waiting
-            async with asyncio.timeout(SEND):
-                body = await request.read()
-            json.loads(body)
+        try:
+            body = await request.read()  # before a place is taken
         except web.HTTPRequestEntityTooLarge as error:
             return _error(413, "invalid_request_error", error.text)
-        except TimeoutError:
-            told = f"the request was not complete within {SEND:g} s"
-            return _error(408, "invalid_request_error", told)
-        except ValueError as error:
-            return _error(400, "invalid_request_error", f"no JSON: {error}")
-        if self.inside >= self.capacity:
-            told = f"{self.inside} requests are being answered; try again in a second"
-            refused = _error(429, "rate_limit_error", told)
+        if self.in_flight >= self.capacity:
+            why = f"{self.in_flight} requests are being answered; try again in a second"
+            refused = _error(429, "rate_limit_error", why)
             refused.headers["Retry-After"] = "1"
             return refused
-        self.inside += 1
+        self.in_flight += 1
         try:
             return await self._pass_on(request, body)
         finally:
-            self.inside -= 1
+            self.in_flight -= 1
 
     async def _pass_on(self, request: web.Request, body: bytes) -> web.StreamResponse:
+        """Send a request to the engine, and its answer back piece by piece."""
         kept = ("authorization", "content-type", "accept")
         headers = {k: v for k, v in request.headers.items() if k.lower() in kept}
+        url = self.upstream + request.path_qs
         response = web.StreamResponse()
         try:
             async with self._session.request(
-                request.method, request.path_qs, headers=headers, data=body
-            ) as found:
-                response.set_status(found.status)
-                response.content_type = found.content_type
+                request.method, url, headers=headers, data=body
+            ) as answer:
+                response.set_status(answer.status)
+                response.content_type = answer.content_type
                 await response.prepare(request)
-                async for piece in found.content.iter_any():
+                async for piece in answer.content.iter_any():
                     await response.write(piece)
         except (ClientError, TimeoutError) as error:
             if response.prepared:
                 raise  # half an answer is out: the connection breaks off
-            told = f"the engine does not answer ({type(error).__name__}); try again"
-            return _error(503, "overloaded_error", told)
+            why = f"the engine does not answer ({type(error).__name__}); try again"
+            return _error(503, "overloaded_error", why)
         await response.write_eof()
         return response
 
 
 def _error(status: int, kind: str, message: str) -> web.Response:
-    told = {"error": {"code": status, "type": kind, "message": message}}
-    return web.json_response(told, status=status)
+    error = {"code": status, "type": kind, "message": message}
+    return web.json_response({"error": error}, status=status)
 
 
 @contextlib.contextmanager
 def serve(
     gguf: Path | str,
     name: str = "tidewater",
-    slots: int = 4,
-    waiting: int = 16,
+    n_parallel: int = 4,
+    max_queue: int = 16,
     max_tokens: int = 256,
     port: int = 0,
     api_key: str | None = None,
-    seconds: float = 60.0,
 ) -> Iterator[str]:
     """Serve a GGUF file in a process of its own; yields the base URL, ending in /v1.
 
     The process ends with the block, and also if this process dies.
 
     Args:
-        gguf: the file, as `utils.export` makes it.
+        gguf: the file, as `utils.serving.export` makes it.
         name: what the server calls the model.
-        slots: conversations that are answered at once.
-        waiting: requests that may wait besides; the next one gets a 429.
+        n_parallel: conversations that are answered at once.
+        max_queue: requests that may wait besides; the next one gets a 429.
         max_tokens: longest reply, whatever a request asks for.
         port: on 127.0.0.1; 0 takes a free one.
         api_key: what clients must send; None: anything goes.
-        seconds: how long the start may take.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: slots, waiting or max_tokens make no sense.
         RuntimeError: the server did not start; the message ends with what it said.
 
     """
     if not Path(gguf).is_file():
-        raise FileNotFoundError(f"no model file {gguf}; utils.export.to_gguf makes one")
-    if slots < 1 or waiting < 0 or not 1 <= max_tokens <= CONTEXT:
-        raise ValueError(f"need slots > 0, waiting >= 0, max_tokens 1 to {CONTEXT}")
-    job = {"gguf": str(gguf), "name": name, "slots": slots, "waiting": waiting}
-    job |= {"max_tokens": max_tokens, "port": port, "api_key": api_key}
-    with tempfile.TemporaryFile() as log:
+        raise FileNotFoundError(f"no model file {gguf}; export.to_gguf makes one")
+    job = {"gguf": str(gguf), "name": name, "api_key": api_key}
+    job |= {"n_parallel": n_parallel, "max_queue": max_queue, "max_tokens": max_tokens}
+    with (
+        tempfile.TemporaryFile() as log,
+        # The socket is opened here and handed on, so that the port is known.
+        socket.create_server(("127.0.0.1", port), backlog=1024) as listener,
+    ):
         process = subprocess.Popen(
-            [sys.executable, "-m", "utils.serving.server"],
+            [sys.executable, "-m", "utils.serving.server", str(listener.fileno())],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=log,
             stderr=log,
+            pass_fds=[listener.fileno()],
             cwd=Path(__file__).parents[2],
         )
+        address = listener.getsockname()
+        listener.close()  # here; if the process dies, who waits for it is told
         try:
             process.stdin.write(json.dumps(job).encode() + b"\n")
             process.stdin.flush()
-            yield _address(process, log, seconds)
+            _wait_for_start(address, log)
+            yield f"http://127.0.0.1:{address[1]}/v1"
         finally:
             process.kill()
             process.wait()
-            process.stdin.close()
-            process.stdout.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
 
 
-def _address(process: subprocess.Popen, log: object, seconds: float) -> str:
-    """Wait for the line in which the server says where it listens."""
-    lines: queue.Queue[bytes] = queue.Queue()
-    threading.Thread(
-        target=lambda: lines.put(process.stdout.readline()), daemon=True
-    ).start()
+def _wait_for_start(address: tuple[str, int], log: object) -> None:
+    """Ask once: the answer comes when the engine has started."""
+    connection = http.client.HTTPConnection(*address, timeout=START)
     try:
-        line, why = lines.get(timeout=seconds), "it ended"
-    except queue.Empty:
-        line, why = b"", f"not within {seconds:g} s"
-    if line:
-        return json.loads(line)["url"]
-    log.seek(0)
-    said = log.read().decode(errors="replace").strip().splitlines()[-3:]
-    raise RuntimeError(f"the server did not start ({why}). It said: {' '.join(said)}")
+        connection.request("GET", "/health")
+        connection.getresponse().read()
+    except (OSError, http.client.HTTPException) as error:
+        log.seek(0)
+        last = log.read().decode(errors="replace").strip().splitlines()[-3:]
+        raise RuntimeError(f"the server did not start. It said: {last}") from error
+    finally:
+        connection.close()
 
 
-def _engine(job: dict) -> "object":
+def start_engine(job: dict) -> object:
     """Start llama.cpp's server in threads of this process."""
     import xllamacpp
 
-    cores = os.cpu_count() or 1
     settings = xllamacpp.CommonParams()
-    settings.model.path = job["gguf"]
-    settings.model_alias = {job["name"]}
-    settings.n_parallel = job["slots"]
-    settings.n_ctx = CONTEXT * job["slots"]
+    settings.model.path, settings.model_alias = job["gguf"], {job["name"]}
+    settings.n_parallel = job["n_parallel"]
+    settings.n_ctx = CONTEXT * job["n_parallel"]
     settings.n_predict = job["max_tokens"]
-    settings.n_threads_http = job["slots"] + job["waiting"] + 8
+    settings.n_threads_http = job["n_parallel"] + job["max_queue"] + 8
+    cores = os.cpu_count() or 1
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = cores
     settings.endpoint_metrics, settings.ui = True, False
     settings.cache_ram_mib = 0  # prompts are short; no memory to keep them in
@@ -200,35 +195,20 @@ def _engine(job: dict) -> "object":
     return xllamacpp.Server(settings)
 
 
-async def _run(job: dict, upstream: str) -> None:
-    gate = Gate(upstream, job["slots"] + job["waiting"])
-    app = web.Application(client_max_size=1 << 20)
-    app.on_startup.append(gate.open)
-    app.on_cleanup.append(gate.close)
-    app.router.add_route("*", "/{path:.*}", gate.answer)
+async def main(listener: socket.socket) -> None:
+    """Serve what the first line on the input says, until the input ends."""
+    job = json.loads(sys.stdin.readline())
+    engine = start_engine(job)
+    capacity = job["n_parallel"] + job["max_queue"]
+    app = ConcurrencyLimiter(engine.listening_address, capacity).app()
     # Cancelled with its client, so that nobody computes what nobody reads.
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", job["port"], backlog=1024)
-    await site.start()
-    port = runner.addresses[0][1]
-    os.write(job["tell"], json.dumps({"url": f"http://127.0.0.1:{port}/v1"}).encode())
-    os.write(job["tell"], b"\n")
+    await web.SockSite(runner, listener).start()
     # Whoever started this holds the other end; when it dies, so does this.
     await asyncio.to_thread(sys.stdin.read)
     os._exit(0)
 
 
-def main() -> None:
-    """Serve what the first line on the input says, until the input ends."""
-    argparse.ArgumentParser(description=main.__doc__).parse_args()
-    job = json.loads(sys.stdin.readline())
-    # Nobody reads this pipe after its first line; what the engine prints goes on.
-    job["tell"] = os.dup(1)
-    os.dup2(2, 1)
-    engine = _engine(job)
-    asyncio.run(_run(job, engine.listening_address))
-
-
 if __name__ == "__main__":
-    main()
+    asyncio.run(main(socket.socket(fileno=int(sys.argv[1]))))
