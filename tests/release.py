@@ -1,0 +1,329 @@
+"""The authors' tool: from a full run to what the repository shows.
+
+python tests/release.py publish [--only 02]     outputs and results of runs/full
+python tests/release.py publish --mode quick    no more than the minutes of runs/quick
+python tests/release.py readme                  the README's figure and tables
+python tests/release.py compare OLD NEW         which results differ in two folders
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import math
+import re
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils.course import plots  # noqa: E402
+from utils.course.run import run_card  # noqa: E402
+from utils.evals.stats import paired_difference  # noqa: E402
+
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def find_notebooks(only=""):
+    paths = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    return [path for path in paths if path.name.startswith(only)]
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path, value):
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def code_of(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def fingerprint(notebook):
+    """Return what saved outputs belong to: a hash of the notebook's own code."""
+    text = "\n\n".join(cell.source for cell in code_of(notebook))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# --- publish -------------------------------------------------------------------------
+
+
+def publish(path):
+    """Put a full run's outputs into a notebook and its files into data/runs.
+
+    Raises SystemExit where the executed copy is of other code than the notebook's.
+    """
+    runs, shipped = ROOT / "runs/full", ROOT / "data/runs"
+    notebook = nbformat.read(path, as_version=4)
+    executed = nbformat.read(runs / path.name, as_version=4)
+    ran = {cell.id: cell for cell in code_of(executed)}
+    for number, cell in enumerate(code_of(notebook), start=1):
+        if cell.id not in ran or ran[cell.id].source != cell.source:
+            sys.exit(f"{path.name}: cell {cell.id} was edited after the full run")
+        outputs = [one for one in ran[cell.id].outputs if not is_progress(one)]
+        cell.outputs = [clean(one, number) for one in outputs]
+        cell.execution_count = number
+        cell.metadata.pop("execution", None)
+    notebook.metadata.pop("widgets", None)
+    if "language_info" in executed.metadata:  # or JupyterLab calls the file changed
+        notebook.metadata["language_info"] = executed.metadata.language_info
+    notebook.metadata["course"] = {"mode": "full", "cells": fingerprint(notebook)}
+    nbformat.write(notebook, path)
+    number = path.stem[:2]
+    rows = [*runs.glob(f"{number}_*.examples.jsonl"), *runs.glob(f"{number}_clean_*")]
+    for file in [runs / f"{path.stem}.json", *rows]:
+        shutil.copy(file, shipped / file.name)
+    # Of two runs of one name the newer one is shipped.
+    cards = [card.parent for card in runs.glob(f"{number}_*/card.json")]
+    for folder in sorted(cards, key=lambda one: read_json(one / "card.json")["date"]):
+        publish_costly(folder, shipped / read_json(folder / "card.json")["name"])
+
+
+def publish_costly(folder, target):
+    """Copy what is kept of a costly run; its checkpoints stay behind."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for name in ("card.json", "log.jsonl", "result.json"):
+        shutil.copy(folder / name, target)
+    if (folder / "adapter").is_dir():
+        shutil.copytree(folder / "adapter", target / "adapter")
+        settings = read_json(target / "adapter/adapter_config.json")
+        # The folder of the base model is this machine's; its name is enough.
+        base = Path(settings["base_model_name_or_path"]).name
+        settings["base_model_name_or_path"] = base
+        write_json(target / "adapter/adapter_config.json", settings)
+
+
+def is_progress(output):
+    """Whether an output is nothing but tqdm's bars, as '40%|####  | 2/5'."""
+    if output.get("name") != "stderr":
+        return False
+    lines = re.split(r"[\r\n]+", output.text)
+    return all("%|" in line or not line.strip() for line in lines)
+
+
+def clean(output, number):
+    """Take this machine's paths, colours and widgets out of an output."""
+    data = output.get("data", {})
+    for kind in [kind for kind in data if "widget" in kind]:
+        del data[kind]
+    for kind in data:
+        data[kind] = clean_text(data[kind])
+    if "text" in output:
+        output.text = clean_text(output.text)
+    if "execution_count" in output:
+        output.execution_count = number
+    return output
+
+
+def clean_text(text):
+    if not isinstance(text, str):
+        return text
+    text = ANSI.sub("", text).replace(f"{ROOT}/", "").replace(str(ROOT), ".")
+    return text.replace(f"{Path.home()}/", "~/")
+
+
+def publish_minutes(mode):
+    """Keep how many seconds each notebook took in a run of all of them."""
+    took = {}
+    for path in find_notebooks():
+        executed = nbformat.read(ROOT / "runs" / mode / path.name, as_version=4)
+        took[path.stem] = executed.metadata.papermill.duration
+    card = run_card(f"make course MODE={mode}", sum(took.values()))
+    saved = {"card": card, "results": {"seconds": took}}
+    write_json(ROOT / f"data/runs/course_{mode}.json", saved)
+
+
+# --- readme --------------------------------------------------------------------------
+
+
+def write_readme():
+    """Redraw the README's ladder and fill in its tables, all from data/runs."""
+    shipped = ROOT / "data/runs"
+    saved = {path.stem: read_json(path) for path in sorted(shipped.glob("*.json"))}
+    dollars = saved["10_compare_costs"]["results"].get("dollars")
+    ladder(ladder_bars(saved), dollars).figure.savefig(shipped / "ladder.png")
+    tables = {"notebooks": notebook_table(saved), "minutes": minutes(saved)}
+    for name, run in saved.items():
+        if name.startswith("bench_"):
+            tables[name] = run["results"]["table"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, table in tables.items():
+        # What stands between the two comments is replaced.
+        frame = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- end -->)", re.DOTALL)
+        before, start, end, after = frame.split(text, maxsplit=1)
+        text = f"{before}{start}{table}\n{end}{after}"
+    (ROOT / "README.md").write_text(text, encoding="utf-8")
+
+
+def ladder_bars(saved):
+    """List the ladder's bars in order; `saved` maps a notebook to its JSON.
+
+    The untrained model, which notebook 10 adds, is the foot of the trained ones.
+    """
+    bars = [bar for run in saved.values() for bar in run["results"].get("ladder", ())]
+    for run in saved.values():
+        if foot := run["results"].get("untrained"):
+            bars.insert([bar["name"] for bar in bars].index("SFT"), foot)
+    return bars
+
+
+def ladder(steps, dollars=None):
+    """Draw the ladder, a bar a step, with its paired gain over the bar before.
+
+    A step has name, value, low, high (fractions of 1), n, and right: whether each case
+    was answered rightly, the same cases in the same order. `dollars` maps a name to USD
+    per 1,000 right answers: value (None: none was right), low and high.
+    """
+    axes = plots.figure(
+        "How right is each way to answer, and what does it cost?"
+        if dollars
+        else "How right is each way to answer?",
+        figsize=(9.6 if dollars else 7.6, 1.0 + 0.42 * len(steps)),
+    )
+    named = {step["name"]: SimpleNamespace(**step) for step in steps}
+    unit = f"right on all three databases, % of {steps[0]['n']} cases"
+    plots.bars(axes, named, unit, 100)
+    words = {"va": "center", "fontsize": 9}
+    axes.annotate("gain over the bar above", (118, 0), **words)
+    for row, (before, step) in enumerate(itertools.pairwise(steps), start=1):
+        gain = paired_difference(before["right"], step["right"]).difference
+        axes.annotate(gain.points(), (118, row), **words)
+    axes.set_xlim(0, 250 if dollars else 185)
+    if dollars:
+        axes.xaxis.label.set_x(0.2)  # under the bars
+        head = "USD per 1,000 right"
+        axes.annotate(head, (192, -0.75), annotation_clip=False, **words)
+    for row, name in enumerate(named):
+        if name in (dollars or {}):
+            axes.annotate(write_dollars(*dollars[name]), (192, row), **words)
+    axes.spines["bottom"].set_bounds(0, 100)
+    axes.set_xticks(range(0, 101, 20))
+    return axes
+
+
+def write_dollars(value, low, high):
+    if value is None or not math.isfinite(value):
+        return "none right"
+    most = "any" if high is None or not math.isfinite(high) else f"{high:.3f}"
+    return f"{value:.3f} ({low:.3f} to {most})"
+
+
+def notebook_table(saved):
+    """Write the README's table of notebooks; `saved` maps a notebook to its JSON."""
+    rows = [
+        "| notebook | what you do | minutes | dollars |",
+        "| --- | --- | --- | --- |",
+    ]
+    for path in find_notebooks():
+        first = nbformat.read(path, as_version=4).cells[0].source
+        title = re.search(r"^# (.+)$", first, re.M)[1]
+        dollars = re.search(r"^\| Dollars \| (\d+)", first, re.M)[1]
+        took = saved[path.stem]["card"]["seconds"] / 60
+        told = f"{took:.0f}" if took >= 1 else "under 1"
+        link = f"[{path.stem}](notebooks/{path.name})"
+        rows.append(f"| {link} | {title} | {told} | {dollars} |")
+    return "\n".join(rows)
+
+
+def minutes(saved):
+    """Say how long the course takes; `saved` maps a run to its JSON.
+
+    A full run from nothing takes the minutes of the notebooks and those of the costly
+    runs that they replay, which have cards of their own.
+    """
+    folders = (ROOT / "data/runs").glob("[0-9][0-9]_*/card.json")
+    cards = [read_json(path) for path in folders]
+    on_gpu = [card for card in cards if "H200" in card["hardware"]["cpu"]]
+    costly = sum(card["seconds"] for card in cards if card not in on_gpu)
+    lent = sum(card["seconds"] for card in on_gpu)
+    full = sum(saved[path.stem]["card"]["seconds"] for path in find_notebooks())
+    text = ""
+    if "course_quick" in saved:
+        card = saved["course_quick"]["card"]
+        text += (
+            f"All notebooks in quick mode: {card['seconds'] / 60:.1f} minutes on "
+            f"{card['hardware']['cores']} cores, after set-up. "
+        )
+    text += (
+        f"A full run from nothing: {(full + costly) / 3600:.1f} hours on 2 cores, of "
+        f"which {costly / 3600:.1f} in {len(cards) - len(on_gpu)} costly runs that "
+        "full mode replays while their configurations are unchanged. "
+        f"{len(on_gpu)} more ran on an H200, in {lent / 60:.0f} minutes; on 2 cores "
+        "they take longer, and are not in the sum."
+    )
+    return "\n".join(textwrap.wrap(text, 88))
+
+
+# --- compare -------------------------------------------------------------------------
+
+
+def compare(old, new):
+    """Print each number and text that differs in two folders of results files.
+
+    Returns how many do. Cards, which name machine and time, are left out.
+    """
+    moved = []
+    for name in sorted(
+        {p.name for folder in (old, new) for p in folder.glob("*.json")}
+    ):
+        if not (old / name).exists() or not (new / name).exists():
+            moved.append(f"{name}: only in {old if (old / name).exists() else new}")
+            continue
+        before, after = read_json(old / name), read_json(new / name)
+        before.pop("card", None)
+        after.pop("card", None)
+        moved += [f"{name}: {line}" for line in differences(before, after)]
+    print("\n".join(moved) or "nothing moved")
+    return len(moved)
+
+
+def differences(old, new, path=""):
+    """Name the places in which two JSON values differ, with both."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            inner = f"{path}[{key!r}]"
+            if key not in old or key not in new:
+                yield f"{inner} {'is new' if key in new else 'is gone'}"
+            else:
+                yield from differences(old[key], new[key], inner)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, (a, b) in enumerate(zip(old, new, strict=True)):
+            yield from differences(a, b, f"{path}[{number}]")
+    elif json.dumps(old) != json.dumps(new):
+        yield f"{path} {str(old)[:60]!r} -> {str(new)[:60]!r}"
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    publishing = commands.add_parser("publish")
+    publishing.add_argument("--mode", choices=("full", "quick"), default="full")
+    publishing.add_argument("--only", default="", help="notebooks that begin so: 02")
+    commands.add_parser("readme")
+    comparing = commands.add_parser("compare")
+    comparing.add_argument("folders", nargs=2, type=Path)
+    chosen = parser.parse_args(arguments)
+    if chosen.command == "readme":
+        write_readme()
+    elif chosen.command == "compare":
+        return 1 if compare(*chosen.folders) else 0
+    elif chosen.mode == "quick":
+        publish_minutes("quick")
+    else:
+        for path in find_notebooks(chosen.only):
+            publish(path)
+            print(f"{path.name}: outputs of runs/full")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
