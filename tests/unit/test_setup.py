@@ -1,0 +1,270 @@
+"""Make's commands, the light environment and the lock file do what the README says."""
+
+import ast
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CORE = [Requirement(line) for line in PROJECT["dependencies"]]
+EXTRAS = {
+    name: [Requirement(line) for line in lines]
+    for name, lines in PROJECT["optional-dependencies"].items()
+}
+LOCK = (ROOT / "requirements.lock").read_text()
+
+
+def course_in(folder, **notebooks):
+    """Lay out a course of tiny notebooks, each with one cell after its parameters."""
+    (folder / "notebooks").mkdir(parents=True)
+    (folder / "utils").mkdir()
+    (folder / "utils/__init__.py").touch()
+    (folder / "Makefile").write_text((ROOT / "Makefile").read_text())
+    for name, source in notebooks.items():
+        tagged = {"tags": ["parameters"]}
+        cells = [
+            nbformat.v4.new_code_cell('MODE = "quick"', metadata=tagged),
+            nbformat.v4.new_code_cell(source),
+        ]
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        metadata = {"kernelspec": kernel}
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+        number_and_name = name.removeprefix("nb_")
+        nbformat.write(notebook, folder / f"notebooks/{number_and_name}.ipynb")
+    return folder
+
+
+def make(folder, *words, environment=sys.prefix, **variables):
+    command = ["make", f"ENV={environment}", *words]
+    # Not what the `make test` that runs this test hands on.
+    inherited = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "ONLY")}
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=inherited | variables,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+# --- make course ---------------------------------------------------------------------
+
+
+def test_make_course_stops_at_the_first_notebook_that_fails(tmp_path):
+    """Also with a temporary folder of a length that no socket's name may have."""
+    shows = "import os, utils; print(MODE, utils.__file__, os.getenv('HF_HUB_OFFLINE'))"
+    course = course_in(
+        tmp_path / "course", nb_00_good=shows, nb_01_bad="1 / 0", nb_02_never="2"
+    )
+    temporary = tmp_path / ("long" * 40)
+    temporary.mkdir()
+    done = make(course, "MODE=full", TMPDIR=str(temporary))
+    assert done.returncode
+    stopped = "Stopped: notebooks/01_bad.ipynb failed. See the error in its place in "
+    assert f"{stopped}runs/full/01_bad.ipynb" in done.stdout
+    assert "ZeroDivisionError" in done.stderr
+    assert not (course / "runs/full/02_never.ipynb").exists()
+    good = nbformat.read(course / "runs/full/00_good.ipynb", as_version=4)
+    text = good.cells[-1].outputs[0].text
+    assert text.split() == ["full", str(course / "utils/__init__.py"), "1"]
+
+
+def test_make_course_runs_only_what_is_asked_for_and_adds_the_seconds(tmp_path):
+    course = course_in(tmp_path, nb_00_a="0", nb_01_b="1", nb_02_c="2")
+    # No need for a kernel here.
+    (tmp_path / "env/bin").mkdir(parents=True)
+    (tmp_path / "env/bin/papermill").write_text('#!/bin/sh\necho "papermill $*"\n')
+    (tmp_path / "env/bin/papermill").chmod(0o755)
+    done = make(course, "ONLY=02 00", environment=tmp_path / "env")
+    assert done.returncode == 0
+    ran = re.findall(r"papermill .* (\S+) (\S+)", done.stdout)
+    names = ["00_a.ipynb", "02_c.ipynb"]
+    assert ran == [(f"notebooks/{name}", f"runs/quick/{name}") for name in names]
+    assert re.search(r"^2 of 3 notebooks: \d+ seconds", done.stdout, re.M)
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("MODE=fast", "MODE=fast is no mode: choose quick, full or modal"),
+        ("ONLY=77", "ONLY=77 is no notebook: choose among 00_a 01_b"),
+        ("ONLY=1", "ONLY=1 is no notebook"),
+    ],
+)
+def test_a_wrong_word_is_told(tmp_path, word, told):
+    done = make(course_in(tmp_path, nb_00_a="0", nb_01_b="1"), word)
+    assert done.returncode
+    assert told in done.stderr
+
+
+# --- make lab ------------------------------------------------------------------------
+
+
+def test_make_lab_opens_copies_that_keep_a_readers_edits(tmp_path):
+    """And a clone gets its own utils, whatever its environment's packages say."""
+    course = course_in(tmp_path, nb_00_start_here="0", nb_01_b="1")
+    where = "import utils; print(utils.__file__)"
+    jupyter = tmp_path / "env/bin/jupyter"
+    jupyter.parent.mkdir(parents=True)
+    jupyter.write_text(
+        f"#!/bin/sh\necho \"$@\"\ncd work && {sys.executable} -c '{where}'\n"
+    )
+    jupyter.chmod(0o755)
+
+    def lab(*words):
+        done = make(course, "lab", *words, environment=tmp_path / "env")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    said = lab()
+    assert "work/00_start_here.ipynb" in said
+    assert str(tmp_path / "utils/__init__.py") in said
+    edited = course / "work/00_start_here.ipynb"
+    original = (course / "notebooks/00_start_here.ipynb").read_text()
+    assert edited.read_text() == original
+
+    edited.write_text("mine")
+    (course / "work/01_b.ipynb").unlink()
+    lab()
+    assert edited.read_text() == "mine"
+    assert (course / "work/01_b.ipynb").exists()
+
+    lab("FRESH=1")
+    assert edited.read_text() == original
+    (kept,) = course.glob("work/before-*/00_start_here.ipynb")
+    assert kept.read_text() == "mine"
+
+
+def test_git_ignores_the_readers_copies():
+    ignored = subprocess.run(
+        ["git", "check-ignore", "-q", "work/00_start_here.ipynb"], cwd=ROOT
+    )
+    assert ignored.returncode == 0
+
+
+# --- the light environment -----------------------------------------------------------
+
+LIGHT = ("00", "01", "02", "03", "10")
+# Other packages of the light environment bring these two along.
+ABSENT = {requirement.name for requirement in EXTRAS["train"]} - {"aiohttp", "psutil"}
+WITHOUT = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Absent(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent}:
+            raise ModuleNotFoundError("not in the light environment: " + name)
+
+sys.meta_path.insert(0, Absent())
+for name, source in {sources}.items():
+    exec(compile(source, name, "exec"), dict(__name__=name))
+"""
+
+
+def opening_of(path):
+    """Return what a notebook begins with: its parameters and the cells that import."""
+    kept = []
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type != "code":
+            continue
+        body = ast.parse(cell.source).body
+        imports = any(isinstance(node, ast.Import | ast.ImportFrom) for node in body)
+        if imports or "parameters" in cell.metadata.get("tags", []):
+            kept.append(cell.source)
+    return "\n".join(kept)
+
+
+def test_light_notebooks_start_without_what_trains():
+    paths = [next(ROOT.glob(f"notebooks/{number}_*.ipynb")) for number in LIGHT]
+    sources = {path.stem: opening_of(path) for path in paths}
+    script = WITHOUT.format(absent=sorted(ABSENT), sources=json.dumps(sources))
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=os.environ | {"MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+# --- packages ------------------------------------------------------------------------
+
+
+def test_the_lock_pins_what_is_asked_for():
+    for wanted in [*CORE, *EXTRAS["train"], *EXTRAS["dev"]]:
+        # One line for each Python, where the versions differ.
+        pins = re.findall(rf"^{canonicalize_name(wanted.name)}==([^\s;]+)", LOCK, re.M)
+        assert pins, f"{wanted.name}: run make lock"
+        assert all(pin in wanted.specifier for pin in pins), wanted
+
+
+def test_the_lock_leaves_cuda_to_pytorch():
+    assert not re.findall(r"^(?:nvidia|cuda|triton).*", LOCK, re.M)
+
+
+@pytest.mark.skipif("-latest" in sys.prefix, reason="the newest versions are tested")
+def test_what_is_installed_is_what_is_locked():
+    for wanted in [*CORE, *EXTRAS["train"]]:
+        pins = re.findall(rf"^{canonicalize_name(wanted.name)}==([^\s;]+)", LOCK, re.M)
+        here = importlib.metadata.version(wanted.name).partition("+")[0]
+        assert here in pins, wanted.name
+
+
+def test_utils_imports_only_what_is_declared():
+    """In rooms that the light environment has, nothing of training at the top."""
+    owners = importlib.metadata.packages_distributions()
+    core = {canonicalize_name(requirement.name) for requirement in CORE}
+    train = {canonicalize_name(requirement.name) for requirement in EXTRAS["train"]}
+    # They come with others by their nature: the kernel's display, a site's builder.
+    known = core | train | {"ipython", "sphinx", "huggingface-hub", "tokenizers"}
+    for path in sorted(ROOT.glob("utils/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                continue
+            for name in names:
+                top = name.partition(".")[0]
+                if top in sys.stdlib_module_names or top in ("utils", ""):
+                    continue
+                packages = {canonicalize_name(one) for one in owners.get(top, [top])}
+                assert packages & known, f"{path}: {top} is not in pyproject.toml"
+
+
+# --- commands ------------------------------------------------------------------------
+
+
+def test_commands_that_texts_name_exist():
+    targets = re.findall(r"^([a-z][a-z -]*?):", (ROOT / "Makefile").read_text(), re.M)
+    known = {name for line in targets for name in line.split()}
+    texts = [ROOT / "README.md", ROOT / "data/README.md", ROOT / ".ci/run"]
+    texts += (ROOT / ".github/workflows").glob("*.yml")
+    texts += ROOT.glob("notebooks/*.ipynb")
+    for path in texts:
+        text = path.read_text()
+        named = re.findall(r"(?:`|^|- |exec )make ([a-z][a-z-]*)", text, re.M)
+        assert set(named) <= known, path
+
+
+def test_ci_runs_make_test():
+    assert "make test" in (ROOT / ".ci/run").read_text()
+    assert ".ci/run" in (ROOT / ".github/workflows/test.yml").read_text()
+    weekly = (ROOT / ".github/workflows/weekly.yml").read_text()
+    for command in ("make test-all", "make test LATEST=1", "make retrain", "LIGHT=1"):
+        assert command in weekly
