@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny import EXAMPLES, tiny_model
 
-from utils.evals.harness import Reply
+from utils.evals.types import Reply
 from utils.training import weights as models
 from utils.training.engine import LocalModel
 from utils.training.weights import fetch, load, load_tokenizer, prompt_ids, save_adapter

@@ -117,12 +117,12 @@ def test_the_environment_gives_the_evals_verdicts(recipe, pool):
     model, prompt = tidewater.recorded_model("launch"), tidewater.load_prompt("launch")
     tool = tidewater.SqlTool(pool)
     asked = [case["question"] for case in cases]
-    traces = Assistant(model, prompt, tool, repairs=0).ask_all(asked)
+    traces = Assistant(model, prompt, tool, max_retries=0).ask_all(asked)
     wanted = tidewater.grade(Grader(pool), cases, traces)
     said = [(model.replies[question].text,) for question in asked]
     found = [grade for _, grade in recipe["Environment"]().grade(cases, said)]
     assert found == wanted
-    assert {True, False} == {grade.right for grade in found}
+    assert {True, False} == {grade.correct for grade in found}
 
 
 def test_what_is_wrong_hostile_or_right_by_luck_is_paid_nothing(recipe):
@@ -140,7 +140,7 @@ def test_what_is_wrong_hostile_or_right_by_luck_is_paid_nothing(recipe):
     graded = world.grade([case] * len(said), said)
     assert [world.reward(case, *one) for one in graded] == [0.0] * len(said)
     lucky = graded[len(fenced) : len(fenced) + len(luck)]
-    assert all(grade.live and not grade.right for _, grade in lucky)
+    assert all(grade.correct_on_live and not grade.correct for _, grade in lucky)
 
 
 def test_a_worker_that_dies_is_paid_nothing_and_the_next_is_paid(recipe):

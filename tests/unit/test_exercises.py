@@ -74,7 +74,7 @@ def right(prompt):
     texts = [replies[case["question"]].text for case in cases]
     with tidewater.open_pool() as pool:
         grades = Grader(pool).grade(cases, [tidewater.extract_sql(t) for t in texts])
-    return np.array([grade.right for grade in grades])
+    return np.array([grade.correct for grade in grades])
 
 
 def dollars_under_rules(model):
@@ -123,7 +123,7 @@ def answers_by_arithmetic():
     yield "08.3", max(n for n in range(1, 999) if 0.99**n >= 0.5)
     yield "09.1", 16e9 / 145e6
     yield "09.2", 4 * 5
-    yield "11.1", stats.sequential_test([True] * 50, alpha=0.01).alarm
+    yield "11.1", stats.sequential_test([True] * 50, alpha=0.01).stopped_at
 
 
 @pytest.mark.parametrize(

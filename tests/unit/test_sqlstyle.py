@@ -217,7 +217,7 @@ def right(grader, wanted, got):
     cases = [
         {"id": sql, "sql": sql, "ordered": "limit" in sql.lower()} for sql in wanted
     ]
-    return [grade.right for grade in grader.grade(cases, got)]
+    return [grade.correct for grade in grader.grade(cases, got)]
 
 
 def stands(trace):

@@ -1,4 +1,4 @@
-"""The one grader: an answer is right when its rows are right on every warehouse.
+"""The one grader: an answer is correct when its rows are, on every warehouse.
 
 Eval, data filter and RL reward all call it. A wrong query can be right by luck on one
 database, so rows are compared on the live warehouse and on its twins (test-suite
@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_flow
-from scipy.spatial import KDTree
+from scipy.optimize import linear_sum_assignment
 
 from utils.evals.sandbox import Result, SandboxPool
 
@@ -58,21 +56,14 @@ def _pair_off(got: list[tuple[float, ...]], want: list[tuple[float, ...]]) -> bo
     columns = zip(zip(*got, strict=True), zip(*want, strict=True), strict=True)
     if not all(_close(sorted(a), sorted(b)) for a, b in columns):
         return False
-    # Equal tuples are one node with a count, or many repeats would make a dense graph.
-    left, supply = np.unique(np.array(got), axis=0, return_counts=True)
-    right, demand = np.unique(np.array(want), axis=0, return_counts=True)
-    radius = max(ABS_TOL, REL_TOL * max(np.abs(left).max(), np.abs(right).max()))
-    near = KDTree(right).query_ball_point(left, radius * (1 + 1e-9), p=math.inf)
-    # They pair off if all of `got` can flow to `want`: source, left, right, sink.
-    sink = 1 + len(left) + len(right)
-    edges = [(0, 1 + i, n) for i, n in enumerate(supply)]
-    edges += [(1 + len(left) + j, sink, n) for j, n in enumerate(demand)]
-    for i, places in enumerate(near):
-        close = [j for j in places if _close(left[i], right[j])]
-        edges += [(1 + i, 1 + len(left) + j, supply[i]) for j in close]
-    start, end, capacity = np.array(edges, dtype=np.int32).T
-    graph = csr_array((capacity, (start, end)), shape=(sink + 1, sink + 1))
-    return maximum_flow(graph, 0, sink).flow_value == len(got)
+    # Rare: pair each tuple with one that is close, if that can be done for all.
+    far = np.zeros((len(got), len(want)), dtype=bool)
+    with np.errstate(over="ignore"):
+        for a, b in zip(np.array(got).T, np.array(want).T, strict=True):
+            larger = np.maximum.outer(np.abs(a), np.abs(b))
+            tolerance = np.maximum(REL_TOL * larger, ABS_TOL)
+            far |= np.abs(np.subtract.outer(a, b)) > tolerance
+    return not far[linear_sum_assignment(far)].any()
 
 
 def rows_equal(got: Rows, want: Rows, ordered: bool) -> bool:
@@ -94,8 +85,8 @@ def rows_equal(got: Rows, want: Rows, ordered: bool) -> bool:
 class Grade:
     """The verdict on one answer."""
 
-    right: bool  # rows equal on every database
-    live: bool  # rows equal on the live one
+    correct: bool  # rows equal on every database
+    correct_on_live: bool  # rows equal on the live one
     per_database: dict[str, bool]
     error: str | None = None  # first error that the sandbox named, or "no_query"
 
@@ -105,19 +96,22 @@ class Grader:
 
     def __init__(self, pool: SandboxPool, live: str = "warehouse") -> None:
         self.pool, self.live, self.databases = pool, live, list(pool.databases)
-        if live not in self.databases:
-            raise ValueError(f"live database {live!r} is not among {self.databases}")
-        self._references: dict[str, dict[str, Result]] = {}
+        self._references: dict[str, dict[str, Rows]] = {}  # by the text of the SQL
 
     def expected(self, cases: Sequence[dict[str, Any]]) -> list[dict[str, Rows]]:
-        """Right rows of each case by database: its `expected`, else those of its `sql`.
+        """Return each case's rows by database: its `expected`, else those of its `sql`.
 
-        Raises ValueError for a case that has neither, or whose SQL fails.
+        Raises ValueError where that SQL fails.
         """
-        queries = [c["sql"] for c in cases if "sql" in c and not c.get("expected")]
-        known = self._references
-        known |= self._run(sql for sql in queries if sql not in known)
-        return [self._right_rows(case) for case in cases]
+        queries = [case["sql"] for case in cases if not case.get("expected")]
+        ran = self._run(sql for sql in queries if sql not in self._references)
+        for sql, results in ran.items():
+            for name, result in results.items():
+                if result.error:
+                    why = f"{result.error}: {result.message}"
+                    raise ValueError(f"a case's SQL fails on {name} ({why}): {sql}")
+            self._references[sql] = {name: r.rows for name, r in results.items()}
+        return [case.get("expected") or self._references[case["sql"]] for case in cases]
 
     def grade(
         self,
@@ -127,10 +121,9 @@ class Grader:
     ) -> list[Grade]:
         """Grade one SQL text per case; None or blank is wrong with error "no_query".
 
-        `progress` labels the pool's progress bar. Equal answers are run once.
+        `progress` labels the pool's progress bar. Equal answers are run once. Raises
+        ValueError where there are not as many answers as cases.
         """
-        if len(cases) != len(answers):
-            raise ValueError(f"{len(answers)} answers for {len(cases)} cases")
         wanted = self.expected(cases)
         ran = self._run((sql for sql in answers if sql and sql.strip()), progress)
         return [
@@ -146,18 +139,6 @@ class Grader:
         jobs = [(name, sql) for sql in queries for name in self.databases]
         results = iter(self.pool.map(jobs, progress=progress) if jobs else ())
         return {sql: {d: next(results) for d in self.databases} for sql in queries}
-
-    def _right_rows(self, case: dict[str, Any]) -> dict[str, Rows]:
-        ran = self._references.get(case.get("sql"), {})
-        rows = case.get("expected") or {d: result.rows for d, result in ran.items()}
-        for name in self.databases:
-            if rows.get(name) is None:
-                # Forgotten, so that a passing failure does not stick.
-                self._references.pop(case.get("sql"), None)
-                failed = ran.get(name)
-                why = f"{failed.error}: {failed.message}" if failed else "no SQL to run"
-                raise ValueError(f"case {case.get('id')}: no rows on {name} ({why})")
-        return rows
 
     def _verdict(
         self, got: dict[str, Result] | None, want: dict[str, Rows], ordered: bool

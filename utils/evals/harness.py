@@ -2,123 +2,62 @@
 
 Every model is a callable from messages to a `Reply`, so the frontier API, a recording
 of it, a tuned model and a model in training all sit behind the same `Assistant`.
-Whatever goes wrong becomes a named outcome in the trace, never a lost question.
+Whatever goes wrong becomes a named status in the trace, never a lost question.
 """
 
 import hashlib
 import json
 import os
-import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
 
+from utils.evals.types import Messages, Model, ModelError, Reply, Tool
 from utils.logs import traces
 from utils.logs.traces import Trace
 
-Messages = list[dict[str, str]]
-
-# Outcomes that say nothing about the model's quality: no reply came at all.
-NO_REPLY = frozenset(
-    "missing_key missing_model unauthorized rate_limit timeout unreachable overloaded "  # noqa: SIM905
-    "bad_request bad_response not_recorded".split()
-)
-
-OUTCOMES = {
+# What `Trace.status` can be. All but the first are kept few on purpose, as
+# OpenTelemetry asks of `error.type`; the span's `error.message` has the details.
+STATUSES = {
     "answered": "the model's tool call ran",
-    "tool_error": "the tool call failed, and so did the repair turn if there was one",
-    "no_query": "the reply holds no tool call (small talk, a refusal, a lost fence)",
-    "empty_reply": "the model sent no text",
+    "tool_error": "the tool call failed, and so did the retries if there were any",
+    "no_query": "the reply holds no tool call that can be read (small talk, a refusal)",
     "truncated": "the reply was cut at the token limit before its tool call ended",
-    "missing_key": "no API key is set",
-    "missing_model": "no model name is set",
-    "unauthorized": "the server refused the key (401 or 403)",
-    "rate_limit": "the server asked to slow down (429), and retries did not help",
     "timeout": "no answer within the time limit, retries included",
-    "unreachable": "no connection to the server",
+    "rate_limit": "the server asked to slow down (429), and retries did not help",
     "overloaded": "the server failed (5xx), and retries did not help",
-    "bad_request": "the server rejected the request (4xx): often a wrong model name",
-    "bad_response": "the server's answer is no chat completion",
-    "model_error": "the model callable raised something else",
-    "bad_call": "the reply's tool call cannot be read",
+    "unreachable": "no connection to the server",
+    "model_error": "no reply for another reason, such as no key or a wrong model name",
     "not_recorded": "a recorded model was asked something it has no reply to",
 }
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One model reply: its text, tokens as billed (None: not told), and seconds."""
-
-    text: str
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    seconds: float | None = None
-    model: str = ""
-    cached_tokens: int | None = None
-    finish_reason: str = "stop"
-
-
-Model = Callable[[Messages], Reply]
-
-
-class ModelError(Exception):
-    """A model could not reply. `outcome` is a name from `OUTCOMES`."""
-
-    def __init__(self, outcome: str, message: str) -> None:
-        super().__init__(message)
-        self.outcome = outcome
-
-
-class Tool(Protocol):
-    """What a product gives its assistant to act with; Tidewater's runs SQL."""
-
-    name: str
-
-    def extract(self, reply: str) -> dict[str, Any] | None:
-        """Read the call's arguments out of a reply; None if there is no call."""
-
-    def run(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Run the call; the result has "error": None, or what to tell the model."""
-
-    def repair(self, error: str) -> str:
-        """Word the message that asks the model to mend its call."""
+# Statuses that say nothing about the model's quality: no reply came at all.
+NO_REPLY = frozenset(STATUSES) - {"answered", "tool_error", "no_query", "truncated"}
 
 
 @dataclass
 class Assistant:
     """A product's assistant: a model, a system prompt and a tool.
 
-    `repairs` is how often the model may mend a failing call. `log` is a JSON-lines
-    file to which every trace is appended as soon as it is complete.
+    `max_retries` is how often the model may correct a call that failed; each is one
+    more turn, which shows the model its call and the error.
     """
 
     model: Model
     prompt: str
     tool: Tool
     prompt_version: str = ""
-    repairs: int = 1
-    log: Path | str | None = None
-    user_id: str | None = None
-    session_id: str = field(default_factory=lambda: secrets.token_hex(8))
+    max_retries: int = 1
 
     def ask(self, question: str) -> Trace:
-        """Answer one question and return its trace.
-
-        Raises:
-            ValueError: `question` is empty or not text.
-
-        """
-        if not isinstance(question, str) or not question.strip():
-            raise ValueError("ask a question: a text that is not empty")
+        """Answer one question and return its trace, whatever goes wrong."""
         messages = [
             {"role": "system", "content": self.prompt},
             {"role": "user", "content": question},
         ]
-        trace = traces.new_trace([], session_id=self.session_id, user_id=self.user_id)
-        for _ in range(self.repairs + 1):
+        trace = traces.new_trace([])
+        for _ in range(self.max_retries + 1):
             text, arguments = self._call_model(trace, messages)
             if arguments is None:
                 break
@@ -131,94 +70,85 @@ class Assistant:
                 {"role": "assistant", "content": text},
                 {"role": "user", "content": self.tool.repair(error)},
             ]
-        if self.log:
-            traces.append(self.log, trace)
         return trace
 
     def ask_all(
         self, questions: Iterable[str], workers: int = 8, progress: str | None = None
     ) -> list[Trace]:
-        """Answer many questions, `workers` at a time; traces in the given order."""
-        from tqdm import tqdm
+        """Answer many questions, `workers` at a time; traces in the given order.
 
-        questions = list(questions)
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                return list(
-                    tqdm(
-                        pool.map(self.ask, questions),
-                        desc=progress,
-                        total=len(questions),
-                        disable=progress is None,
-                        leave=False,
-                        delay=1.0,
-                    )
-                )
-            except BaseException:
-                # Ctrl-C stops what has not started; finished traces are in the log.
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        `progress` labels a progress bar. Ctrl-C waits for the questions under way and
+        asks no more.
+        """
+        from tqdm import tqdm
+        from tqdm.contrib.concurrent import thread_map
+
+        return thread_map(
+            self.ask,
+            list(questions),
+            max_workers=workers,
+            tqdm_class=tqdm,
+            desc=progress,
+            disable=progress is None,
+            leave=False,
+            delay=1.0,
+        )
 
     def _call_model(
         self, trace: Trace, messages: Messages
     ) -> tuple[str, dict[str, Any] | None]:
         """Add the model's span to the trace; return its text and its tool call."""
-        version = self.prompt_version or _fingerprint(self.prompt)
+        name = getattr(self.model, "name", "model")
+        digest = hashlib.sha256(self.prompt.encode()).hexdigest()
         attributes: dict[str, Any] = {
             "gen_ai.operation.name": "chat",
-            "gen_ai.request.model": getattr(self.model, "name", "model"),
-            "gen_ai.prompt.version": version,
+            "gen_ai.request.model": name,
+            "gen_ai.prompt.version": self.prompt_version or digest[:12],
             "gen_ai.input.messages": messages[1:],
             "gen_ai.output.messages": [],
         }
-        started, reply, arguments = time.perf_counter(), Reply(""), None
+        started = time.perf_counter()
+        reply, arguments, failure = Reply(""), None, None
         try:
             answer = self.model(messages)
-            if not isinstance(answer, Reply) or not isinstance(answer.text, str):
-                raise TypeError(f"a model returns a Reply with text, not {answer!r}")
-            reply, failure = answer, None
+            arguments, failure = self._read_call(answer.text, answer.finish_reason)
+            reply = answer
         except ModelError as error:
-            failure = (error.outcome, str(error))
+            failure = (error.status, str(error))
         except Exception as error:
             failure = ("model_error", f"{type(error).__name__}: {error}")
-        if not failure:
-            arguments, failure = self._read_call(reply)
         if failure:
             attributes["error.type"], attributes["error.message"] = failure
+            seconds = time.perf_counter() - started
+        else:
+            attributes["gen_ai.response.finish_reasons"] = [reply.finish_reason]
+            seconds = reply.seconds  # None for a recording, which has no latency
         if reply.text.strip():
-            said = {"role": "assistant", "content": reply.text}
-            attributes["gen_ai.output.messages"] = [said]
-        told = {
+            message = {"role": "assistant", "content": reply.text}
+            attributes["gen_ai.output.messages"] = [message]
+        usage = {
             "gen_ai.response.model": reply.model or None,
             "gen_ai.usage.input_tokens": reply.input_tokens,
             "gen_ai.usage.output_tokens": reply.output_tokens,
             "gen_ai.usage.cache_read.input_tokens": reply.cached_tokens,
         }
-        attributes |= {key: value for key, value in told.items() if value is not None}
-        if not failure:
-            attributes["gen_ai.response.finish_reasons"] = [reply.finish_reason]
-        # A recording has no latency of its own; a failed call has the time it took.
-        seconds = time.perf_counter() - started if failure else reply.seconds
-        name = f"chat {attributes['gen_ai.request.model']}"
-        trace.spans.append(traces.span("llm", name, attributes, seconds))
+        attributes |= {key: value for key, value in usage.items() if value is not None}
+        trace.spans.append(traces.span("llm", f"chat {name}", attributes, seconds))
         return reply.text, arguments
 
     def _read_call(
-        self, reply: Reply
+        self, text: str, finish_reason: str
     ) -> tuple[dict[str, Any] | None, tuple[str, str] | None]:
-        """Return the call's arguments, or the outcome and message of what is wrong."""
-        if not reply.text.strip():
-            reason = f"no text; finish reason {reply.finish_reason!r}"
-            return None, ("empty_reply", reason)
+        """Return the call's arguments, or the status and message of what is wrong."""
         try:
-            arguments = self.tool.extract(reply.text)
-            if not isinstance(arguments, dict | None):
-                raise TypeError(f"a tool call is a dictionary, not {arguments!r}")
-        except Exception as error:
-            return None, ("bad_call", f"{type(error).__name__}: {error}")
-        if arguments is None and reply.finish_reason == "length":
+            arguments = self.tool.extract(text)
+        except Exception as error:  # a call that cannot be read is the model's fault
+            return None, ("no_query", f"{type(error).__name__}: {error}")
+        if arguments is None and finish_reason == "length":
             reason = "the reply hit the token limit; raise max_tokens"
             return None, ("truncated", reason)
+        if not text.strip():
+            return None, ("no_query", f"no text; finish reason {finish_reason!r}")
         return arguments, None
 
     def _call_tool(self, trace: Trace, arguments: dict[str, Any]) -> str | None:
@@ -226,8 +156,8 @@ class Assistant:
         started = time.perf_counter()
         try:
             # Through JSON now, so that a blob cannot spoil the log later.
-            ran = json.dumps(self.tool.run(arguments), default=repr, allow_nan=False)
-            result = dict(json.loads(ran))
+            text = json.dumps(self.tool.run(arguments), default=repr, allow_nan=False)
+            result = dict(json.loads(text))
         except Exception as error:
             # The product's own tool broke: the question and the call must survive it.
             result = {"error": f"{type(error).__name__}: {error}"}
@@ -248,7 +178,8 @@ class ApiModel:
 
     Arguments left out come from OPENAI_BASE_URL, OPENAI_API_KEY and MODEL. The SDK
     retries connection errors, 408, 409, 429 and 5xx with growing pauses. `options` are
-    passed on to the request (temperature, max_tokens and so on).
+    passed on to the request (temperature, max_tokens and so on). A server on this
+    machine is asked directly, even where HTTP_PROXY is set.
     """
 
     def __init__(
@@ -261,45 +192,31 @@ class ApiModel:
         **options: Any,
     ) -> None:
         self.name = model or os.environ.get("MODEL", "")
+        self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
         self.options = options
-        self._key = api_key or os.environ.get("OPENAI_API_KEY", "")
-        self._settings = {"timeout": timeout, "max_retries": max_retries}
-        self._base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
         self._client: Any = None
+        self._settings = {
+            "base_url": self.base_url,
+            "api_key": api_key or os.environ.get("OPENAI_API_KEY") or None,
+            "timeout": timeout,
+            "max_retries": max_retries,
+        }
 
     def __call__(self, messages: Messages) -> Reply:
-        """Ask the server once. Raises ModelError with a named outcome."""
-        import openai
-
-        if not self._key:
-            raise ModelError(
-                "missing_key",
-                "set OPENAI_API_KEY (any text will do for a local server without keys)",
-            )
-        if not self.name:
-            raise ModelError("missing_model", "set MODEL to the server's model name")
+        """Ask the server once. Raises ModelError with a named status."""
         started = time.perf_counter()
         try:
             if self._client is None:
-                self._client = openai.OpenAI(
-                    api_key=self._key, base_url=self._base_url, **self._settings
-                )
+                self._client = self._connect()
             response = self._client.chat.completions.create(
                 model=self.name, messages=messages, **self.options
             )
             choice, usage = response.choices[0], response.usage
             text, reason = choice.message.content, choice.finish_reason
-        except openai.APITimeoutError as error:
-            raise ModelError("timeout", str(error)) from error
-        except openai.APIConnectionError as error:
-            where = self._base_url or "the API"
-            message = f"cannot reach {where}: {error}; check OPENAI_BASE_URL"
-            raise ModelError("unreachable", message) from error
-        except openai.APIStatusError as error:
-            raise ModelError(_outcome(error.status_code), str(error)) from error
         except Exception as error:
-            message = f"no chat completion came back: {type(error).__name__}: {error}"
-            raise ModelError("bad_response", message) from error
+            where = self.base_url or "the API"
+            message = f"{self.name!r} at {where}: {type(error).__name__}: {error}"
+            raise ModelError(_status(error), message) from error
         details = getattr(usage, "prompt_tokens_details", None)
         return Reply(
             text=text or "",
@@ -311,6 +228,29 @@ class ApiModel:
             finish_reason=reason or "stop",
         )
 
+    def _connect(self) -> Any:
+        """Make the SDK's client; without proxies for a server on this machine."""
+        import openai
+
+        host = urlsplit(self.base_url or "").hostname or ""
+        here = host in ("localhost", "::1") or host.startswith("127.")
+        direct = openai.DefaultHttpxClient(trust_env=False) if here else None
+        return openai.OpenAI(http_client=direct, **self._settings)
+
+
+def _status(error: Exception) -> str:
+    """Name what the SDK raised; the codes are HTTP's."""
+    import openai
+
+    code = getattr(error, "status_code", 0)
+    if isinstance(error, openai.APITimeoutError) or code == 408:
+        return "timeout"
+    if isinstance(error, openai.APIConnectionError):
+        return "unreachable"
+    if code == 429:
+        return "rate_limit"
+    return "overloaded" if code >= 500 else "model_error"
+
 
 @dataclass
 class RecordedModel:
@@ -321,27 +261,23 @@ class RecordedModel:
     name: str = "recorded"
 
     def __call__(self, messages: Messages) -> Reply:
-        """Return the recorded reply. Raises ModelError('not_recorded')."""
+        """Return the recorded reply. Raises ModelError with status not_recorded."""
         if messages[0]["content"] != self.prompt:
             why = "these replies were recorded under another system prompt"
         elif len(messages) > 2:
-            why = "no repair turn was recorded"
+            why = "no retry was recorded"
         elif messages[-1]["content"] in self.replies:
             return self.replies[messages[-1]["content"]]
         else:
             why = "no reply to this question was recorded"
-        raise ModelError(
-            "not_recorded",
-            f"{why}; set OPENAI_API_KEY and MODEL to ask a live model",
-        )
+        hint = "set OPENAI_API_KEY and MODEL to ask a live model"
+        raise ModelError("not_recorded", f"{why}; {hint}")
 
 
 def live_model() -> ApiModel | None:
     """Return the reader's own API if OPENAI_API_KEY and MODEL are set, else None.
 
-    Raises:
-        ValueError: MODEL and OPENAI_BASE_URL are set without a key.
-
+    Raises ValueError where MODEL and OPENAI_BASE_URL are set without a key.
     """
     names = ("OPENAI_API_KEY", "MODEL", "OPENAI_BASE_URL")
     key, model, url = (os.environ.get(name) for name in names)
@@ -351,17 +287,3 @@ def live_model() -> ApiModel | None:
             "text will do for a server without keys), or unset them to replay."
         )
     return ApiModel() if key and model else None
-
-
-def _outcome(status: int) -> str:
-    known = {
-        401: "unauthorized",
-        403: "unauthorized",
-        408: "timeout",
-        429: "rate_limit",
-    }
-    return known.get(status, "overloaded" if status >= 500 else "bad_request")
-
-
-def _fingerprint(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
