@@ -119,12 +119,13 @@ def load_shipped(name: str, config: dict[str, Any], version: int = 1) -> RunResu
     )
 
 
-def adapter(name: str) -> dict[str, str]:
+def adapter(name: str, here: bool = False) -> dict[str, str]:
     """Find the newest adapter of a run: made here in this mode, else shipped.
 
     Returns its folder ("adapter", from the course's root, or on Modal's Volume) and,
     where it is here, the SHA-256 of its weights ("sha256"), which belong in the
-    configuration of what is made of them. Raises FileNotFoundError.
+    configuration of what is made of them. `here` leaves out what lies on the Volume: a
+    larger model's. Raises FileNotFoundError.
     """
     mode = course.current().mode
     made = (
@@ -132,13 +133,15 @@ def adapter(name: str) -> dict[str, str]:
     )
     newest = max(made, key=lambda path: path.stat().st_mtime, default=None)
     if newest and json.loads(newest.read_text())["on_modal"]:
-        return {"adapter": f"/runs/{newest.parent.name}/adapter"}
+        if not here:
+            return {"adapter": f"/runs/{newest.parent.name}/adapter"}
+        newest = None
     folder = (newest.parent if newest else SHIPPED / name) / "adapter"
     weights = folder / "adapter_model.safetensors"
     if not weights.exists():
         raise FileNotFoundError(
-            f"no adapter of {name} in runs/{run.mode}/ or data/runs/: first run "
-            f"notebook {name[:2]} with MODE = {run.mode!r}"
+            f"no adapter of {name} in runs/{mode}/ or data/runs/: first run "
+            f"notebook {name[:2]} with MODE = {mode!r}"
         )
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     return {"adapter": folder.relative_to(ROOT).as_posix(), "sha256": digest}
