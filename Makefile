@@ -12,7 +12,7 @@
 # make clean     remove environments, runs and the site; work/ stays
 # With LIGHT=1, lab and course need no PyTorch: notebooks 00 to 03 and 10. CUDA=1 installs
 # PyTorch for GPUs, LATEST=1 the newest versions of all. ENV=folder takes an environment
-# that is there, a conda one say, and sets nothing up.
+# that is there, a conda one say, and sets nothing up. LAB=words goes to JupyterLab.
 
 PYTHON ?= python3
 MODE ?= quick
@@ -47,8 +47,9 @@ help:
 
 # --- the course ------------------------------------------------------------------------
 
+# No look-up may hang.
 ifneq ($(MODE),modal)
-course: export HF_HUB_OFFLINE ?= 1  # no look-up may hang
+course: export HF_HUB_OFFLINE ?= 1
 endif
 course: $(READY)
 	@mkdir -p runs/$(MODE); \
