@@ -1,0 +1,277 @@
+"""Costly runs: known by configuration and version, kept, found again, gone on with."""
+
+import ast
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import release
+from repository import NOTEBOOKS, ROOT, load
+
+from utils import course
+from utils.course import costly
+from utils.course import run as runs
+
+EXAMPLES = [{"prompt": "a secret question"}, {"prompt": "another"}]
+CONFIG = {"max_steps": 3, "examples": EXAMPLES}
+CARDS = sorted((ROOT / "data/runs").glob("*/card.json"))
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A course of its own, in an empty folder in which the notebook runs."""
+    for module in (runs, costly):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+        monkeypatch.setattr(module, "SHIPPED", tmp_path / "data/runs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass only where a test says so."""
+    passed = SimpleNamespace(now=100.0)
+    fake = SimpleNamespace(monotonic=lambda: passed.now)
+    monkeypatch.setattr(costly, "time", fake)
+    return passed
+
+
+class Training:
+    """A costly function that counts its calls and keeps what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, config):
+        self.asked.append(config)
+        return {"log": [{"step": 1, "loss": 2.5}], "call": len(self.asked)}
+
+
+@pytest.fixture
+def train():
+    return Training()
+
+
+def run(train, mode="full", config=CONFIG, **more):
+    course.start("04_train", mode)
+    return costly.run("04_x", train, config, **more)
+
+
+def ship(tree, done):
+    """Publish a finished run, as the release tool does."""
+    target = tree / "data/runs/04_x"
+    shutil.copytree(done.folder, target)
+    shutil.rmtree(done.folder)
+    return target
+
+
+# --- the key --------------------------------------------------------------------------
+
+
+def test_the_key_depends_on_configuration_data_and_version_only():
+    changed = [EXAMPLES[0], {"prompt": "anothex"}]
+    configs = [CONFIG, CONFIG | {"max_steps": 4}, CONFIG | {"more": 1}]
+    configs += [CONFIG | {"examples": EXAMPLES[::-1]}, CONFIG | {"examples": changed}]
+    keys = {costly.key(config) for config in configs} | {costly.key(CONFIG, version=2)}
+    assert len(keys) == 6 and all(len(key) == 64 for key in keys)
+    assert costly.key(dict(reversed(CONFIG.items()))) == costly.key(CONFIG)
+    # A card holds the data's digests, and gives the same key.
+    assert costly.key(costly.digest_data(CONFIG)) == costly.key(CONFIG)
+
+
+@pytest.mark.parametrize("path", CARDS, ids=[path.parent.name for path in CARDS])
+def test_a_shipped_run_is_known_by_its_card(path):
+    card = json.loads(path.read_text())
+    assert card["name"] == path.parent.name
+    assert card["key"] == costly.key(card["config"], card["version"])
+    assert card["seconds"] > 0 and card["hardware"]["cores"] and card["commit"]
+
+
+class Rename(ast.NodeTransformer):
+    """Give the local variables of each function other names."""
+
+    def __init__(self):
+        self.renamed = 0
+
+    def visit_FunctionDef(self, node):
+        parts = list(ast.walk(node))
+        kept = {part.arg for part in parts if isinstance(part, ast.arg)}
+        for part in parts:
+            if isinstance(part, ast.Global | ast.Nonlocal):
+                kept |= {*part.names}
+        names = [part for part in parts if isinstance(part, ast.Name)]
+        stored = {name.id for name in names if isinstance(name.ctx, ast.Store)}
+        for name in names:
+            if name.id in stored - kept:
+                name.id = f"{name.id}_renamed"
+                self.renamed += 1
+        return node
+
+
+KEYS_AND_HASHES = """
+import json, sys
+import release
+from utils.course import costly
+cards = [release.read_json(path) for path in sorted(costly.SHIPPED.glob("*/card.json"))]
+keys = [costly.key(card["config"]) for card in cards]
+books = [release.nbformat.read(path, as_version=4) for path in release.find_notebooks()]
+print(json.dumps([costly.__file__, keys, [release.fingerprint(one) for one in books]]))
+"""
+
+
+def test_renaming_local_variables_makes_nothing_stale(tmp_path):
+    shutil.copytree(ROOT / "utils", tmp_path / "utils")
+    for name in ("data", "notebooks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "tests").mkdir()
+    shutil.copy(ROOT / "tests/release.py", tmp_path / "tests")
+    renamed = {}
+    for path in (tmp_path / "utils").rglob("*.py"):
+        rename = Rename()
+        module = rename.visit(ast.parse(path.read_text(encoding="utf-8")))
+        path.write_text(ast.unparse(module), encoding="utf-8")
+        renamed[path.name] = rename.renamed
+    assert sum(map(bool, renamed.values())) > 15 and renamed["costly.py"] > 10
+    path = os.pathsep.join([str(tmp_path), str(tmp_path / "tests")])
+    command = [sys.executable, "-c", KEYS_AND_HASHES]
+    environment = os.environ | {"PYTHONPATH": path}
+    out = subprocess.check_output(command, env=environment, cwd=tmp_path)
+    file, keys, hashes = json.loads(out)
+    assert file == str(tmp_path / "utils/course/costly.py")
+    configs = [json.loads(card.read_text())["config"] for card in CARDS]
+    assert keys == [costly.key(config) for config in configs]
+    assert hashes == [release.fingerprint(load(path)) for path in NOTEBOOKS]
+    for name in configs[0]:  # whereas each setting counts
+        assert costly.key(configs[0] | {name: "changed"}) != keys[0]
+
+
+# --- runs -----------------------------------------------------------------------------
+
+
+def test_a_run_leaves_its_log_its_result_and_its_card(tree, clock, capsys):
+    def slow(config):
+        clock.now += 90
+        config["max_steps"] = 0  # what a function does to its own copy
+        return {"log": [{"step": 1, "loss": 2.5}], "folder": config["output_dir"]}
+
+    done = run(slow)
+    assert done.folder == tree / f"runs/full/04_x-{costly.key(CONFIG)[:8]}"
+    assert done.result == {"folder": str(done.folder)}
+    assert done.log == [{"step": 1, "loss": 2.5}]
+    assert json.loads((done.folder / "log.jsonl").read_text()) == done.log[0]
+    card = json.loads((done.folder / "card.json").read_text())
+    assert card == done.card
+    assert card["command"] == "make course MODE=full ONLY=04"
+    assert (card["seconds"], card["name"], card["version"]) == (90, "04_x", 1)
+    assert card["key"] == costly.key(CONFIG)
+    assert card["config"]["examples"].startswith("2 items, sha256 ")
+    assert "secret" not in json.dumps(card)
+    told = capsys.readouterr().out
+    for word in ("Run now: 04_x", card["key"][:12], "1.5 minutes", card["commit"]):
+        assert word in told
+    assert done.adapter == f"{done.folder}/adapter" and not done.replayed
+
+
+def test_in_full_mode_a_finished_run_is_found_again(tree, train, capsys):
+    run(train)
+    capsys.readouterr()
+    again = run(train)
+    assert again.result == {"call": 1} and again.replayed
+    assert "Replayed, not run now: 04_x" in capsys.readouterr().out
+    assert run(train, config=CONFIG | {"max_steps": 4}).result == {"call": 2}
+    assert run(train, version=2).result == {"call": 3}
+
+
+def test_in_full_mode_a_shipped_run_of_the_same_configuration_is_taken(tree, train):
+    target = ship(tree, run(train))
+    done = run(train)
+    assert (done.result, done.folder, done.replayed) == ({"call": 1}, target, True)
+    assert run(train, config=CONFIG | {"max_steps": 4}).result == {"call": 2}
+
+
+def test_quick_mode_runs_a_piece_and_returns_the_shipped_run(tree, train, capsys):
+    target = ship(tree, run(train))
+    for calls in (2, 3):  # each time anew, in an empty folder
+        done = run(train, "quick", quick={"max_steps": 1})
+        assert (done.result, done.folder, done.replayed) == ({"call": 1}, target, True)
+        piece = tree / "runs/quick/04_x-quick"
+        assert train.asked[-1] == CONFIG | {"max_steps": 1, "output_dir": str(piece)}
+        assert len(train.asked) == calls
+        assert not (piece / "left").exists()
+        (piece / "left").touch()
+        told = capsys.readouterr().out
+        assert told.index("Run now: 04_x") < told.index("Replayed, not run now: 04_x")
+    run(train, "quick")  # no piece: it is replayed alone
+    assert len(train.asked) == 3
+
+
+def test_a_changed_configuration_is_told_by_name(tree, train):
+    with pytest.raises(LookupError, match="nothing of that name is shipped"):
+        run(train, "quick")
+    ship(tree, run(train))
+    changed = CONFIG | {"max_steps": 4, "examples": EXAMPLES[:1], "new": 1}
+    with pytest.raises(LookupError, match="differs in examples, max_steps, new"):
+        run(train, "quick", config=changed)
+    with pytest.raises(LookupError, match="differs in its version"):
+        run(train, "quick", version=2)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_run_goes_on_where_it_was(tree, clock, error):
+    def train(config):
+        clock.now += 40
+        seen = Path(config["output_dir"], "checkpoint")
+        if not seen.exists():
+            seen.write_text("half the steps")
+            raise error("the power is gone")
+        return {"found": seen.read_text()}
+
+    with pytest.raises(error):
+        run(train)
+    (folder,) = (tree / "runs/full").iterdir()
+    assert not (folder / "card.json").exists()
+    clock.now += 1000  # the night between
+    done = run(train)
+    assert done.folder == folder
+    assert done.result == {"found": "half the steps"}
+    assert done.card["seconds"] == 80
+
+
+def test_on_modal_the_folder_is_on_the_volume(tree, train):
+    jobs = SimpleNamespace(on_modal=True, run=lambda job, config: job(config))
+    ship(tree, run(train))  # what ran here is not taken for what runs there
+    for replayed in (False, True):
+        done = run(train, "modal", jobs=jobs)
+        assert done.result == {"call": 2} and done.replayed is replayed
+        assert done.remote == f"/runs/04_x-{costly.key(CONFIG)[:8]}"
+        assert done.adapter == f"{done.remote}/adapter"
+        assert done.folder == tree / done.remote.replace("/runs", "runs/modal", 1)
+    assert train.asked[-1]["output_dir"] == done.remote
+    assert done.card["on_modal"] is True
+
+
+def test_the_newest_adapter_is_found(tree, train):
+    def save(config):
+        folder = Path(config["output_dir"], "adapter")
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").write_bytes(b"weights")
+        return {}
+
+    course.start("06_x", "full")
+    with pytest.raises(FileNotFoundError, match="no adapter of 04_x in runs/full/"):
+        costly.adapter("04_x")
+    ship(tree, run(save))
+    shipped = costly.adapter("04_x")
+    assert shipped["adapter"] == "data/runs/04_x/adapter"
+    assert shipped["sha256"] == hashlib.sha256(b"weights").hexdigest()
+    done = run(save, config={"max_steps": 9})
+    made = done.folder.relative_to(tree).as_posix()
+    assert costly.adapter("04_x")["adapter"] == f"{made}/adapter"
+    course.start("06_x", "quick")  # which always goes by the shipped one
+    assert costly.adapter("04_x") == shipped
