@@ -97,8 +97,8 @@ def answers_about_logs():
     answered = [t.question for t in logs if t.status == "answered"]
     yield "01.1", len(set(overlap.duplicates(answered)))
     fixed = [t.feedback["sql"] for t in logs if t.verdict == "corrected"]
-    seen = {sql_style.form(sql) for sql in fixed}
-    forms = [sql_style.form(case["sql"]) for case in tidewater.load_cases()]
+    seen = {sql_style.skeleton(sql) for sql in fixed}
+    forms = [sql_style.skeleton(case["sql"]) for case in tidewater.load_cases()]
     yield "04.3", sum(form not in seen for form in forms)
 
 

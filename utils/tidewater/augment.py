@@ -9,13 +9,13 @@ import random
 import re
 from collections.abc import Mapping
 
-from utils.tidewater import sql_style as sqlstyle
+from utils.tidewater.sql_style import normalise
 
 Glossary = Mapping[str, Mapping[str, str]]
 _END = re.compile(r"[?.!](?=\s|$)|$")  # of the first sentence
 
 
-def swap(
+def substitute_entities(
     question: str, sql: str, glossary: Glossary, rng: random.Random
 ) -> tuple[str, str]:
     """Say another name of the same kind, in the question and in its query.
@@ -24,26 +24,21 @@ def swap(
     as they are; so the result may be what was given.
     """
     for phrases in glossary.values():
-        found = [
-            phrase
-            for phrase, condition in phrases.items()
-            if sql.count(condition) == 1 and len(_places(phrase, question)) == 1
-        ]
-        if not found:
+        once = [p for p in phrases if sql.count(phrases[p]) == 1]
+        found = [p for p in once if len(_places(p, question)) == 1]
+        others = [p for p in phrases if phrases[p] not in sql]
+        if not found or not others:
             continue
         old = max(found, key=len)
-        others = [p for p, condition in phrases.items() if condition not in sql]
-        if not others:
-            continue
         new = rng.choice(others)
         start, end = _places(old, question)[0]
         said = new.lower() if question.islower() else new
         question = question[:start] + said + question[end:]
         sql = sql.replace(phrases[old], phrases[new])
-    return question, sqlstyle.normalise(sql)
+    return question, normalise(sql)
 
 
-def narrow(
+def add_filter(
     question: str,
     sql: str,
     glossary: Glossary,
@@ -63,14 +58,13 @@ def narrow(
     table = re.search(r"\bfrom (\w+)", sql)
     if not table or sql.count("select") != 1 or sql.count(" where ") != 1:
         return question, sql
-    options = [
-        pair
-        for phrases in glossary.values()
-        if (column := re.match(r"\w+", next(iter(phrases.values())))[0])
-        and tables.get(column, table[1]) == table[1]
-        and not re.search(rf"\b{column}\b(?!<>)", sql)  # what is left out may stay
-        for pair in [rng.choice(list(phrases.items()))]
-    ]
+    options = []
+    for phrases in glossary.values():
+        column = re.match(r"\w+", next(iter(phrases.values())))[0]
+        on_it = tables.get(column, table[1]) == table[1]
+        used = re.search(rf"\b{column}\b(?!<>)", sql)  # what is left out may stay
+        if on_it and not used:
+            options.append(rng.choice(list(phrases.items())))
     if not options or " or " in sql:
         return question, sql
     phrase, condition = rng.choice(options)
@@ -80,10 +74,10 @@ def narrow(
         end = _END.search(question).start()
         question = f"{question[:end].rstrip()} {phrase}{question[end:]}"
     sql = sql.replace(" where ", f" where {condition} and ")
-    return question, sqlstyle.normalise(sql)
+    return question, normalise(sql)
 
 
-def returned(sql: str) -> str:
+def projection(sql: str) -> str:
     """Return a query's columns with texts blanked: the same for queries of one kind."""
     return re.sub(r"'[^']*'", "?", sql.split(" from ")[0])
 
