@@ -302,3 +302,16 @@ def test_the_data_stays_small_to_clone():
         p.stat().st_size for p in files if p.relative_to(DATA).parts[0] != "runs"
     )
     assert 1e6 < size < 12e6
+
+
+def test_a_changed_eval_is_refused(tmp_path, monkeypatch):
+    from utils.tidewater import data
+
+    assert len(data.frozen_eval()) == 64
+    for name in ("eval.jsonl", "eval.sha256"):
+        (tmp_path / name).write_bytes((DATA / name).read_bytes())
+    monkeypatch.setattr(data, "DATA", tmp_path)
+    with (tmp_path / "eval.jsonl").open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(ValueError, match="frozen"):
+        data.frozen_eval()
