@@ -148,6 +148,9 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(UV) $(WANTED) || { echo "uv did not do it; pip tries."; $(PIP) $(WANTED); }
 	@# For kernels that others start, as VS Code: an environment belongs to its folder.
 	@$(BIN)/python -c 'import os, sysconfig; open(sysconfig.get_path("purelib") + "/beneath_the_api.pth", "w").write(os.getcwd() + "\n")'
+	@# No advice on encryption from each kernel: it talks to this machine alone, and signs.
+	@mkdir -p $(VENV)/etc/ipython
+	@echo 'c.IPKernelApp.log_level = "ERROR"' > $(VENV)/etc/ipython/ipython_kernel_config.py
 	@touch $@
 
 # Left out of the lock file: PyTorch's builds for a CPU need none of these, and its build
