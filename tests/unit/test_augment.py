@@ -7,8 +7,7 @@ import sqlite3
 import pytest
 
 from utils import tidewater
-from utils.tidewater import augment as variants
-from utils.tidewater import sql_style as sqlstyle
+from utils.tidewater import augment, sql_style
 
 SWAPS, ADDS = (tidewater.load_glossary(use) for use in ("swap", "add"))
 WEST = (
@@ -17,28 +16,24 @@ WEST = (
 )
 
 
-def swap(question, sql, seed=0):
-    return variants.swap(question, sql, SWAPS, random.Random(seed))
+def substitute(question, sql, seed=0):
+    return augment.substitute_entities(question, sql, SWAPS, random.Random(seed))
 
 
-def narrow(question, sql, seed=0):
+def add_filter(question, sql, seed=0):
     draw = random.Random(seed)
-    return variants.narrow(question, sql, ADDS, tidewater.ONLY_IN, draw)
+    return augment.add_filter(question, sql, ADDS, tidewater.ONLY_IN, draw)
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_swap_changes_question_and_query_alike(seed):
-    question, sql = swap("Tickets in the West in June 2025?", WEST, seed)
+def test_question_and_query_change_alike(seed):
+    question, sql = substitute("Tickets in the West in June 2025?", WEST, seed)
     assert "June 2025" not in question
     place = re.match(r"Tickets (.+?) in ([A-Z][a-z]+ \d{4})\?", question)
     assert SWAPS["place"][place[1]] in sql and SWAPS["month"][place[2]] in sql
     assert "is_test=0 and topic<>'spam'" in sql
-
-
-def test_a_swap_keeps_a_question_in_lower_case():
-    question, _ = swap(
-        "tickets back east?", WEST.replace("='west'", " in ('northeast','south')")
-    )
+    east = WEST.replace("='west'", " in ('northeast','south')")
+    question, _ = substitute("tickets back east?", east, seed)
     assert question == question.lower() and "back east" not in question
 
 
@@ -53,15 +48,15 @@ def test_a_swap_keeps_a_question_in_lower_case():
     ],
 )
 def test_what_does_not_fit_stays(question, sql):
-    assert swap(question, sql) == (question, sqlstyle.normalise(sql))
+    assert substitute(question, sql) == (question, sql_style.normalise(sql))
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_narrowing_adds_a_phrase_and_its_condition(seed):
-    question, sql = narrow("How many tickets in June 2025? Thanks.", WEST, seed)
+def test_a_filter_is_a_phrase_and_its_condition(seed):
+    question, sql = add_filter("How many tickets in June 2025? Thanks.", WEST, seed)
     phrases = {p: c for kind in ADDS.values() for p, c in kind.items()}
     (added,) = [p for p in phrases if p.lower() in question.lower()]
-    assert sql == sqlstyle.normalise(WEST + f" and {phrases[added]}")
+    assert sql == sql_style.normalise(WEST + f" and {phrases[added]}")
     assert "region='west'" in sql and added not in ADDS["place"]
     assert question.endswith("Thanks.")
 
@@ -76,8 +71,8 @@ def test_narrowing_adds_a_phrase_and_its_condition(seed):
         "select segment,region,topic from tickets where is_test=0",
     ],
 )
-def test_what_cannot_be_narrowed_stays(sql):
-    assert narrow("How many?", sql) == ("How many?", sql)
+def test_what_can_take_no_filter_stays(sql):
+    assert add_filter("How many?", sql) == ("How many?", sql)
 
 
 @pytest.mark.parametrize("use", ["swap", "add"])
@@ -94,21 +89,20 @@ def test_every_condition_of_the_glossary_finds_rows(use):
             assert warehouse.execute(query).fetchone()[0], (kind, phrase)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_ranking_and_its_groups_are_swapped(seed):
+def test_a_ranking_and_its_groups_are_substituted():
     sql = (
         "select region,count(*) from tickets where is_test=0 group by 1 "
         "order by 2 desc,1 limit 1"
     )
-    question, other = swap("Which region opened the most tickets?", sql, seed)
+    question, other = substitute("Which region opened the most tickets?", sql)
     assert question == "Which segment opened the fewest tickets?"
     assert other == sql.replace("region", "segment").replace("2 desc", "2")
 
 
-def test_queries_of_one_kind_return_the_same():
-    a, b = WEST, WEST.replace("west", "south").replace("and topic<>'spam' ", "")
-    assert variants.returned(a) == variants.returned(b) == "select count(*)"
-    assert "west" not in variants.returned("select sum(region='west') from tickets")
+def test_queries_of_one_projection():
+    other = WEST.replace("west", "south").replace("and topic<>'spam' ", "")
+    assert augment.projection(WEST) == augment.projection(other) == "select count(*)"
+    assert "west" not in augment.projection("select sum(region='west') from tickets")
 
 
 def test_the_glossary_says_what_the_logs_say():
@@ -117,7 +111,7 @@ def test_the_glossary_says_what_the_logs_say():
     for trace in tidewater.load_logs():
         if trace.verdict != "corrected":
             continue
-        sql = sqlstyle.house(trace.feedback["sql"])
+        sql = sql_style.canonicalize(trace.feedback["sql"])
         for kind in ("place", "buyers", "quarter"):
             for phrase, condition in SWAPS[kind].items():
                 if re.search(rf"\b{phrase}\b", trace.question, re.IGNORECASE):
