@@ -7,7 +7,8 @@ import json
 import re
 
 from utils.evals import stats
-from utils.evals.harness import Assistant, RecordedModel, Reply
+from utils.evals.harness import Assistant, RecordedModel
+from utils.evals.types import Reply
 from utils.logs import traces
 
 PROMPT = "Turn the ticket into JSON with the keys 'topic' and 'urgent'. ```json block."
@@ -44,7 +45,7 @@ class FileTicket:
 
 
 def model(messages):
-    """A recording with a repair turn."""
+    """A recording with a retry."""
     if len(messages) > 2:
         return Reply(REPAIRED, 50, 12)
     replies = {question: Reply(text, 30, 12) for question, text in REPLIES.items()}
@@ -57,15 +58,17 @@ def grade(case, trace):
 
 
 def test_a_second_product_fits(tmp_path):
-    log = tmp_path / "tickets.jsonl"
-    assistant = Assistant(model, PROMPT, FileTicket(), log=log)
+    assistant = Assistant(model, PROMPT, FileTicket())
     answers = assistant.ask_all(case["question"] for case in CASES)
 
-    right = [grade(c, t) for c, t in zip(CASES, answers, strict=True)]
-    assert right == [True, True, False]
-    assert [len(t.spans) for t in answers] == [2, 4, 2]  # the second was repaired
-    assert stats.wilson(sum(right), len(right)).n == 3
+    correct = [grade(c, t) for c, t in zip(CASES, answers, strict=True)]
+    assert correct == [True, True, False]
+    assert [t.status for t in answers] == ["answered"] * 3
+    assert [len(t.spans) for t in answers] == [2, 4, 2]  # the second was retried
+    assert stats.wilson(sum(correct), len(correct)).n == 3
 
+    log = tmp_path / "tickets.jsonl"
+    traces.write(log, answers)
     kept, bad = traces.read(log)
     assert len(kept) == 3 and not bad
     correction = '```json\n{"topic": "delivery", "urgent": false}\n```'
