@@ -266,10 +266,11 @@ def minutes(saved):
 # --- compare -------------------------------------------------------------------------
 
 
-def compare(old, new):
+def compare(old, new, renamed=()):
     """Print each number and text that differs in two folders of results files.
 
-    Returns how many do. Cards, which name machine and time, are left out.
+    Returns how many do. Cards, which name machine and time, are left out. `renamed` are
+    pairs of an old and a new name of a value.
     """
     moved = []
     for name in sorted(
@@ -278,7 +279,10 @@ def compare(old, new):
         if not (old / name).exists() or not (new / name).exists():
             moved.append(f"{name}: only in {old if (old / name).exists() else new}")
             continue
-        before, after = read_json(old / name), read_json(new / name)
+        text = (old / name).read_text(encoding="utf-8")
+        for once, now in renamed:
+            text = text.replace(f'"{once}":', f'"{now}":')
+        before, after = json.loads(text), read_json(new / name)
         before.pop("card", None)
         after.pop("card", None)
         moved += [f"{name}: {line}" for line in differences(before, after)]
@@ -311,17 +315,20 @@ def main(arguments=None):
     commands.add_parser("readme")
     comparing = commands.add_parser("compare")
     comparing.add_argument("folders", nargs=2, type=Path)
+    comparing.add_argument("--renamed", nargs="*", default=[], metavar="OLD=NEW")
     chosen = parser.parse_args(arguments)
     if chosen.command == "readme":
         write_readme()
     elif chosen.command == "compare":
-        return 1 if compare(*chosen.folders) else 0
+        renamed = [pair.split("=") for pair in chosen.renamed]
+        return 1 if compare(*chosen.folders, renamed) else 0
     elif chosen.mode == "quick":
         publish_minutes("quick")
     else:
         for path in find_notebooks(chosen.only):
-            publish(path)
-            print(f"{path.name}: outputs of runs/full")
+            if (ROOT / "runs/full" / path.name).exists():
+                publish(path)
+                print(f"{path.name}: outputs of runs/full")
     return 0
 
 
