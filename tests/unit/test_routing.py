@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import mannwhitneyu
 
-from utils.costs import routing
+from utils.costs.routing import Cascade, auroc, choose_threshold
 
 SURE = [0.9, 0.1, 0.5, 0.5]
 SMALL = [True, False, True, False]
@@ -24,103 +25,70 @@ some_cases = st.integers(1, 30).flatmap(
 
 def test_a_point_by_hand():
     # Only the second is below 0.5: small 1 + large 8 a quarter of the time.
-    point = routing.at(0.5, SURE, SMALL, LARGE, 1.0, 8.0)
-    assert point.share == 0.25 and point.usd == pytest.approx(3.0)
-    assert point.right == [True, True, True, False]
-    assert point.passed == [False, True, False, False]
+    point = Cascade(SURE, SMALL, LARGE, 1.0, 8.0).at(0.5)
+    assert point.deferral_rate == 0.25 and point.usd == pytest.approx(3.0)
+    assert point.correct == [True, True, True, False]
+    assert point.deferred == [False, True, False, False]
     assert point.spent == [1, 9, 1, 1]
     # Each case has its own price at the large model.
-    point = routing.at(0.6, SURE, SMALL, LARGE, 1.0, [100, 2, 4, 6])
-    assert point.share == 0.75 and point.usd == pytest.approx(4.0)
+    point = Cascade(SURE, SMALL, LARGE, 1.0, [100, 2, 4, 6]).at(0.6)
+    assert point.deferral_rate == 0.75 and point.usd == pytest.approx(4.0)
     assert point.spent == [1, 3, 5, 7]
-    assert point.right == [True, True, False, True]
+    assert point.correct == [True, True, False, True]
 
 
-def test_equal_signals_are_passed_on_together():
-    shares = [p.share for p in routing.curve(SURE, SMALL, LARGE, 1.0, 8.0)]
-    assert shares == [0, 0.25, 0.75, 1]
-
-
-@given(some_cases)
-def test_the_ends_of_the_curve_are_the_parts(cases):
-    signal, small, large = cases
-    first, *_, last = routing.curve(signal, small, large, 1.0, 8.0)
-    assert first.right == small and first.share == 0 and first.usd == 1.0
-    assert last.right == large and last.share == 1 and last.usd == 9.0
+def test_equal_confidences_are_deferred_together():
+    points = Cascade(SURE, SMALL, LARGE, 1.0, 8.0).curve()
+    assert [point.deferral_rate for point in points] == [0, 0.25, 0.75, 1]
 
 
 @given(some_cases)
-def test_no_point_is_worse_than_both_parts_have_in_common(cases):
-    signal, small, large = cases
-    points = routing.curve(signal, small, large, 1.0, 8.0)
-    for point in points:
-        triples = zip(point.right, small, large, strict=True)
-        assert all(min(a, b) <= r <= max(a, b) for r, a, b in triples)
-        assert np.mean(point.spent) == pytest.approx(point.usd)
-        assert np.mean(point.passed) == pytest.approx(point.share)
+def test_the_curve_runs_from_one_model_to_the_other(cases):
+    confidence, small, large = cases
+    points = Cascade(confidence, small, large, 1.0, 8.0).curve()
+    first, last = points[0], points[-1]
+    assert (first.correct, first.deferral_rate, first.usd) == (small, 0, 1.0)
+    assert (last.correct, last.deferral_rate, last.usd) == (large, 1, 9.0)
     costs = [point.usd for point in points]
     assert costs == sorted(costs)
-
-
-@given(some_cases)
-def test_with_a_large_model_that_is_always_right_more_is_never_worse(cases):
-    signal, small, _ = cases
-    points = routing.curve(signal, small, [True] * len(small), 1.0, 8.0)
-    rights = [sum(point.right) for point in points]
-    assert rights == sorted(rights) and rights[-1] == len(small)
+    for point in points:
+        triples = zip(point.correct, small, large, strict=True)
+        assert all(min(a, b) <= right <= max(a, b) for right, a, b in triples)
+        assert np.mean(point.spent) == pytest.approx(point.usd)
+        assert np.mean(point.deferred) == pytest.approx(point.deferral_rate)
 
 
 @given(some_cases, st.floats(0, 1))
 def test_the_threshold_keeps_no_more_wrong_answers_than_allowed(cases, most):
-    signal, small, _ = cases
-    step = routing.threshold(signal, small, most)
-    kept = np.asarray(signal) >= step
+    confidence, small, _ = cases
+    step = choose_threshold(confidence, small, most)
+    kept = np.asarray(confidence) >= step
     assert (kept & ~np.array(small)).mean() <= most
-    lower = [s for s in signal if s < step]
+    lower = [value for value in confidence if value < step]
     if lower:  # the next lower threshold would have kept too many
-        more = np.asarray(signal) >= max(lower)
+        more = np.asarray(confidence) >= max(lower)
         assert (more & ~np.array(small)).mean() > most
 
 
 def test_a_threshold_by_hand():
-    assert routing.threshold(SURE, SMALL, 0.5) == -math.inf
-    assert routing.threshold(SURE, SMALL, 0.25) == 0.5
-    assert routing.threshold(SURE, SMALL, 0.0) == 0.9
-    assert routing.threshold([1.0, 1.0], [True, False], 0.0) == math.inf
-    with pytest.raises(ValueError, match="share"):
-        routing.threshold(SURE, SMALL, 5)
+    assert choose_threshold(SURE, SMALL, 0.5) == -math.inf
+    assert choose_threshold(SURE, SMALL, 0.25) == 0.5
+    assert choose_threshold(SURE, SMALL, 0.0) == 0.9
+    assert choose_threshold([1.0, 1.0], [True, False], 0.0) == math.inf
 
 
-def test_auroc_by_hand():
+def test_auroc_by_hand_and_as_scipy_has_it():
     # pairs: 0.9 beats 0.1 and 0.5; 0.5 beats 0.1 and ties with 0.5
-    assert routing.auroc(SURE, SMALL).value == pytest.approx(3.5 / 4)
-    assert routing.auroc([3, 2, 1], [True, False, False]).value == 1
-    assert routing.auroc([1, 1, 1], [True, False, False]).value == 0.5
-
-
-def test_auroc_of_noise_has_the_half_in_its_interval():
+    assert auroc(SURE, SMALL).value == pytest.approx(3.5 / 4)
+    assert auroc([1, 1, 1], [True, False, False]).value == 0.5
     rng = np.random.default_rng(1)
-    area = routing.auroc(rng.random(300), rng.random(300) < 0.8)
+    noise, right = rng.random(300).round(2), rng.random(300) < 0.8
+    area = auroc(noise, right)
+    u = mannwhitneyu(noise[right], noise[~right]).statistic
+    assert area.value == pytest.approx(u / right.sum() / (~right).sum())
     assert area.low < 0.5 < area.high and area.high - area.low < 0.3
-    assert area == routing.auroc(
-        np.random.default_rng(1).random(300), _flags_after(1, 300)
-    )
 
 
-def _flags_after(seed, n):
-    rng = np.random.default_rng(seed)
-    rng.random(n)
-    return rng.random(n) < 0.8
-
-
-def test_bad_columns_are_refused():
-    with pytest.raises(ValueError, match="one signal a case"):
-        routing.curve([1.0], SMALL, LARGE, 1, 8)
+def test_a_confidence_that_is_no_number_is_refused():
     with pytest.raises(ValueError, match="not a number"):
-        routing.auroc([1, math.nan, 1, 1], SMALL)
-    with pytest.raises(ValueError, match="True and False"):
-        routing.auroc(SURE, [0.5, 1, 0, 1])
-    with pytest.raises(ValueError, match="both right and wrong"):
-        routing.auroc(SURE, [True] * 4)
-    with pytest.raises(ValueError, match="less than nothing"):
-        routing.at(0, SURE, SMALL, LARGE, -1, 8)
+        auroc([1, math.nan, 1, 1], SMALL)
