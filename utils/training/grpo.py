@@ -1,0 +1,196 @@
+"""Reinforcement learning (GRPO, arXiv 2402.03300) of a chat model, with TRL and PEFT.
+
+    python grpo.py --data prompts.jsonl --reward reward.py:score --adapter sft/adapter
+    modal run --detach grpo.py --use_vllm True ...and the same flags
+
+Both want --model_name_or_path, too. A line of the data is {"prompt": [messages], ...}.
+What else it holds goes to the reward, a function in a file of yours:
+
+    def score(prompts, completions, **columns) -> list[float]
+
+with lists of as many prompts and completions, each a list of messages. Other flags are
+TRL's (GRPOConfig, ModelConfig). Started again, a run goes on from its last checkpoint.
+"""
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import modal
+
+# BUDGET_USD=10 GPU=H100 USD_PER_HOUR=3.95 modal run grpo.py ...; look the price up.
+GPU, USD_PER_HOUR = os.environ.get("GPU", "L40S"), os.environ.get("USD_PER_HOUR", 1.95)
+SECONDS = int(3600 * float(os.environ.get("BUDGET_USD", 5)) / float(USD_PER_HOUR))
+DEFAULTS = {
+    "use_peft": True,  # LoRA (arXiv 2106.09685) of all layers
+    "lora_r": 32,
+    "learning_rate": 1e-5,  # far below that of SFT
+    "num_generations": 8,  # replies to a prompt: the group
+    "per_device_train_batch_size": 8,  # replies
+    "gradient_accumulation_steps": 4,  # so 32 replies, 4 prompts, a step
+    "max_completion_length": 256,  # tokens of a reply
+    "warmup_steps": 5,  # Adam knows no scale yet
+    "logging_steps": 1,  # each step is minutes, or dollars
+    "save_steps": 10,
+    "vllm_mode": "colocate",  # with --use_vllm True: on the GPU that trains
+    "vllm_max_model_length": 2048,  # or vLLM makes room for all that the model can
+}
+app = modal.App("grpo")
+runs = modal.Volume.from_name("beneath-the-api", create_if_missing=True)
+image = (
+    modal.Image.debian_slim(python_version="3.12")
+    # vLLM 0.31 wants an older transformers, and numpy, than training alone.
+    .uv_pip_install("torch==2.13.0", "transformers==5.17.0", "trl==1.16.0")
+    .uv_pip_install("peft==0.21.2", "datasets==5.2.0", "accelerate==1.15.0")
+    .uv_pip_install("vllm==0.31.0", "numpy==2.3.5")
+    # Weights are downloaded once; this image has no compiler for FlashInfer's sampler.
+    .env({"HF_HOME": "/runs/huggingface", "VLLM_USE_FLASHINFER_SAMPLER": "0"})
+)
+
+with image.imports():  # `modal run` needs none of these on your own machine
+    import torch
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers.trainer_utils import set_seed
+    from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config
+
+    class JsonlLogger(TrainerCallback):
+        """Keeps the trainer's log as JSON lines, with the seconds of all attempts."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            timed = [row["seconds"] for row in state.log_history if "seconds" in row]
+            self.started = time.monotonic() - (timed[-1] if timed else 0.0)
+
+        def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            row = state.log_history[-1]
+            row["seconds"] = round(time.monotonic() - self.started, 1)
+            lines = [json.dumps(one) + "\n" for one in state.log_history]
+            Path(args.output_dir, "log.jsonl").write_text("".join(lines))
+            if not math.isfinite(row.get("grad_norm", 0.0)):
+                raise FloatingPointError(  # before ruined weights are saved
+                    f"step {state.global_step}: the gradient is not a number. Start it "
+                    "again to go on from the last checkpoint, or lower the rate."
+                )
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if not modal.is_local():
+                runs.commit()  # or the checkpoint would be lost with the container
+
+
+def train(
+    config: dict[str, Any],
+    reward: Callable[..., list[float]],
+    trainer_class: Any = None,
+    callbacks: tuple = (),
+) -> dict[str, Any]:
+    """Train a model on what a reward says of its replies; returns the log.
+
+    Args:
+        config: TRL's settings by their names and rows ("data"); it may name an
+            "adapter" to go on with, or the "layers_to_transform" of a new one.
+        reward: takes prompts, completions and the data's columns, lists all; returns
+            a float for each completion, or None for one that it cannot judge.
+        trainer_class: a subclass of GRPOTrainer.
+        callbacks: of the trainer.
+
+    Raises ValueError for a setting that TRL does not know, FloatingPointError where the
+    gradient is no number.
+
+    """
+    gpu = torch.cuda.is_available()
+    config = DEFAULTS | {"use_cpu": not gpu, "bf16": gpu} | config
+    names = ("data", "adapter", "layers_to_transform", "flags")
+    data, adapter, layers, flags = (config.pop(name, None) for name in names)
+    parser = TrlParser((GRPOConfig, ModelConfig))
+    if unknown := parser.set_defaults_with_config(**config):
+        raise ValueError(f"TRL's GRPOConfig and ModelConfig have no {unknown[0]}")
+    args, source = parser.parse_args_and_config(flags or ())
+    source.lora_target_modules = source.lora_target_modules or "all-linear"
+    set_seed(args.seed)  # before the adapter, which starts from random numbers
+    name, revision = source.model_name_or_path, source.model_revision
+    how = {"dtype": source.dtype, "attn_implementation": source.attn_implementation}
+    model = AutoModelForCausalLM.from_pretrained(name, revision=revision, **how)
+    if adapter:
+        model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
+    if lora := None if adapter else get_peft_config(source):
+        lora.layers_to_transform = layers
+    trainer = (trainer_class or GRPOTrainer)(
+        model,
+        reward_funcs=reward,
+        args=args,
+        train_dataset=Dataset.from_list(data),
+        processing_class=AutoTokenizer.from_pretrained(name, revision=revision),
+        peft_config=lora,
+        callbacks=[JsonlLogger(), *callbacks],
+    )
+    checkpoints = Path(args.output_dir).glob("checkpoint-*")
+    trainer.train(resume_from_checkpoint=any(checkpoints))
+    trainer.save_model(f"{args.output_dir}/adapter")
+    return {"log": trainer.state.log_history}
+
+
+def load_reward(path: str, name: str) -> Callable[..., list[float]]:
+    """Take a function out of a file, which may import what lies beside it."""
+    sys.path.insert(0, str(Path(path).resolve().parent))
+    spec = importlib.util.spec_from_file_location("reward_file", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def read_flags(flags: list[str] | None = None) -> dict[str, Any]:
+    """Make a configuration of flags, with the rows of the data in it."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--data", type=Path, required=True, help="prompts, JSON lines")
+    parser.add_argument("--reward", required=True, help="file.py:function")
+    parser.add_argument("--model_name_or_path", required=True)
+    parser.add_argument("--adapter", help="folder of an adapter to go on with")
+    parser.add_argument("--output_dir", default="grpo")
+    own, of_trl = parser.parse_known_args(flags)
+    path, _, function = own.reward.rpartition(":")
+    if not Path(path).is_file():
+        parser.error(f"--reward is file.py:function; there is no file {path!r}")
+    rows = [json.loads(line) for line in own.data.read_text("utf-8").splitlines()]
+    changed = {"data": rows, "reward": [path, function], "flags": of_trl}
+    return vars(own) | changed
+
+
+def train_here(config: dict[str, Any]) -> dict[str, Any]:
+    """Train with the reward that the flags named."""
+    return train(config, load_reward(*config.pop("reward")))
+
+
+@app.function(image=image, gpu=GPU, volumes={"/runs": runs}, timeout=SECONDS)
+def train_on_gpu(config: dict[str, Any], reward: str) -> None:
+    """Train in a container, from the last checkpoint that the Volume has."""
+    runs.reload()
+    Path("/tmp/reward.py").write_text(reward)  # the text of the reward's file
+    config["reward"][0] = "/tmp/reward.py"
+    if config["adapter"]:  # of an SFT run on the same Volume, such as sft/adapter
+        config["adapter"] = f"/runs/{config['adapter']}"
+    train_here(config | {"output_dir": f"/runs/{Path(config['output_dir']).name}"})
+    runs.commit()
+
+
+@app.local_entrypoint()
+def main(*flags: str) -> None:
+    """Train on Modal, and bring the adapter home."""
+    config = read_flags(list(flags))
+    print(f"{GPU} at {USD_PER_HOUR} USD an hour; ended after {SECONDS / 3600:.1f} h.")
+    train_on_gpu.remote(config, Path(config["reward"][0]).read_text("utf-8"))
+    home = Path(config["output_dir"], "adapter")
+    home.mkdir(parents=True, exist_ok=True)
+    for file in runs.iterdir(f"{home.parent.name}/adapter"):
+        (home / Path(file.path).name).write_bytes(b"".join(runs.read_file(file.path)))
+
+
+if __name__ == "__main__":
+    train_here(read_flags())

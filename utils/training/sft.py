@@ -1,0 +1,149 @@
+"""Supervised fine-tuning (SFT) of a chat model on your own examples, with TRL and PEFT.
+
+    python sft.py --data examples.jsonl --model_name_or_path Qwen/Qwen3-0.6B
+    modal run --detach sft.py --data examples.jsonl --model_name_or_path Qwen/Qwen3-4B
+
+A line of the data is {"prompt": [messages], "completion": [messages]}; other flags are
+TRL's (SFTConfig, ModelConfig). Started again, a run goes on from its last checkpoint.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import modal
+
+# BUDGET_USD=10 GPU=H100 USD_PER_HOUR=3.95 modal run sft.py ...; look the price up.
+GPU, USD_PER_HOUR = os.environ.get("GPU", "L40S"), os.environ.get("USD_PER_HOUR", 1.95)
+SECONDS = int(3600 * float(os.environ.get("BUDGET_USD", 5)) / float(USD_PER_HOUR))
+# LoRA (arXiv 2106.09685) of all layers; --use_peft False trains all weights.
+DEFAULTS = {"learning_rate": 2e-4, "use_peft": True, "lora_r": 32, "save_steps": 100}
+app = modal.App("sft")
+runs = modal.Volume.from_name("beneath-the-api", create_if_missing=True)
+image = (
+    modal.Image.debian_slim(python_version="3.12")
+    .uv_pip_install("torch==2.13.0", "transformers==5.23.0", "trl==1.16.0")
+    .uv_pip_install("peft==0.21.2", "datasets==5.2.0", "accelerate==1.15.0")
+    .env({"HF_HOME": "/runs/huggingface"})  # weights are downloaded once
+)
+
+with image.imports():  # `modal run` needs none of these on your own machine
+    import torch
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers.trainer_utils import set_seed
+    from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
+
+    class JsonlLogger(TrainerCallback):
+        """Keeps the trainer's log as JSON lines, with the seconds of all attempts."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            spent = state.log_history[-1]["seconds"] if state.log_history else 0.0
+            self.started = time.monotonic() - spent
+
+        def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            state.log_history[-1]["seconds"] = round(time.monotonic() - self.started, 1)
+            lines = [json.dumps(row) + "\n" for row in state.log_history]
+            Path(args.output_dir, "log.jsonl").write_text("".join(lines))
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if not modal.is_local():
+                runs.commit()  # or the checkpoint would be lost with the container
+
+
+def check_mask(rows: list[dict], tokenizer: Any) -> list[list]:
+    """Check what rows learn; return the first one's tokens, and which are learned."""
+    for row in rows:
+        learned = [label for label in row["labels"] if label != -100]
+        ended = tokenizer.eos_token_id in learned[-2:]  # a line break may follow it
+        if row["labels"][0] != -100 or not ended:
+            raise ValueError("a prompt is learned, or a reply not to its ending token")
+    pairs = zip(rows[0]["input_ids"], rows[0]["labels"], strict=True)
+    return [[tokenizer.decode([token]), label != -100] for token, label in pairs]
+
+
+def train(config: dict, trainer_class: Any = None, callbacks: tuple = ()) -> dict:
+    """Fine-tune a model; returns the log, and what the first row learns.
+
+    `config` holds TRL's settings by their names, rows ("data", "validation"), and may
+    name an "adapter" to go on with and the layers of a new one ("layers_to_transform").
+    Raises ValueError for a setting that TRL does not know, and for a wrong mask.
+    """
+    gpu = torch.cuda.is_available()
+    config = DEFAULTS | {"use_cpu": not gpu, "bf16": gpu} | config
+    names = ("data", "validation", "adapter", "layers_to_transform", "flags")
+    data, validation, adapter, layers, flags = (config.pop(n, None) for n in names)
+    parser = TrlParser((SFTConfig, ModelConfig))
+    if unknown := parser.set_defaults_with_config(**config):
+        raise ValueError(f"TRL's SFTConfig and ModelConfig have no {unknown[0]}")
+    args, source = parser.parse_args_and_config(flags or ())
+    source.lora_target_modules = source.lora_target_modules or "all-linear"
+    set_seed(args.seed)  # before the adapter, which starts from random numbers
+    name, revision = source.model_name_or_path, source.model_revision
+    how = {"dtype": source.dtype, "attn_implementation": source.attn_implementation}
+    model = AutoModelForCausalLM.from_pretrained(name, revision=revision, **how)
+    if adapter:
+        model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
+    if lora := None if adapter else get_peft_config(source):
+        lora.layers_to_transform = layers
+    trainer = (trainer_class or SFTTrainer)(
+        model,
+        args=args,
+        train_dataset=Dataset.from_list(data),
+        eval_dataset=Dataset.from_list(validation) if validation else None,
+        processing_class=AutoTokenizer.from_pretrained(name, revision=revision),
+        peft_config=lora,
+        callbacks=[JsonlLogger(), *callbacks],
+    )
+    if len(trainer.train_dataset) < len(data):
+        raise ValueError("some examples have no reply within max_length tokens")
+    mask = check_mask(trainer.train_dataset, trainer.processing_class)
+    checkpoints = Path(args.output_dir).glob("checkpoint-*")
+    trainer.train(resume_from_checkpoint=any(checkpoints))
+    trainer.save_model(f"{args.output_dir}/adapter")
+    return {"log": trainer.state.log_history, "mask": mask}
+
+
+def read_rows(path: str) -> list[dict]:
+    """Read a file of JSON lines."""
+    return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
+
+
+def read_flags(flags: list[str] | None = None) -> dict[str, Any]:
+    """Make a configuration of flags, with the files' rows in it."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--data", type=read_rows, required=True, help="what to learn")
+    parser.add_argument("--validation", type=read_rows, help="examples to keep apart")
+    parser.add_argument("--model_name_or_path", required=True)
+    parser.add_argument("--adapter", help="folder of an adapter to go on with")
+    parser.add_argument("--output_dir", default="sft")
+    own, of_trl = parser.parse_known_args(flags)
+    return vars(own) | {"flags": of_trl}
+
+
+@app.function(image=image, gpu=GPU, volumes={"/runs": runs}, timeout=SECONDS)
+def train_on_gpu(config: dict[str, Any]) -> None:
+    """Train in a container, from the last checkpoint that the Volume has."""
+    runs.reload()
+    train(config | {"output_dir": f"/runs/{Path(config['output_dir']).name}"})
+    runs.commit()
+
+
+@app.local_entrypoint()
+def main(*flags: str) -> None:
+    """Train on Modal, and bring the adapter home."""
+    config = read_flags(list(flags))
+    print(f"{GPU} at {USD_PER_HOUR} USD an hour; ended after {SECONDS / 3600:.1f} h.")
+    train_on_gpu.remote(config)
+    home = Path(config["output_dir"], "adapter")
+    home.mkdir(parents=True, exist_ok=True)
+    for file in runs.iterdir(f"{home.parent.name}/adapter"):
+        (home / Path(file.path).name).write_bytes(b"".join(runs.read_file(file.path)))
+
+
+if __name__ == "__main__":
+    train(read_flags())
