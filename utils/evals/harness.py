@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,8 @@ from utils.evals.types import Messages, Model, ModelError, Reply, Tool
 from utils.logs import traces
 from utils.logs.traces import Trace
 
-# What `Trace.status` can be. All but the first are kept few on purpose, as
-# OpenTelemetry asks of `error.type`; the span's `error.message` has the details.
+# What `Trace.status` can be: few names, as OpenTelemetry asks of its `error.type`. The
+# span's `error.message` has the details.
 STATUSES = {
     "answered": "the model's tool call ran",
     "tool_error": "the tool call failed, and so did the retries if there were any",
@@ -81,18 +82,14 @@ class Assistant:
         asks no more.
         """
         from tqdm import tqdm
-        from tqdm.contrib.concurrent import thread_map
 
-        return thread_map(
-            self.ask,
-            list(questions),
-            max_workers=workers,
-            tqdm_class=tqdm,
-            desc=progress,
-            disable=progress is None,
-            leave=False,
-            delay=1.0,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on missing widgets, which nobody needs
+            from tqdm.contrib.concurrent import thread_map
+
+        bar = {"desc": progress, "disable": progress is None, "leave": False}
+        bar |= {"tqdm_class": tqdm, "delay": 1.0}
+        return thread_map(self.ask, list(questions), max_workers=workers, **bar)
 
     def _call_model(
         self, trace: Trace, messages: Messages
