@@ -130,7 +130,7 @@ GPU = $(or $(CUDA),$(filter-out Linux,$(shell uname -s)),$(shell command -v nvid
 # The locked versions, or what pyproject.toml asks for: all of it, or no more than LIGHT.
 LISTED = $(VENV)/listed.txt
 PINS = $(if $(LATEST),$(LISTED),requirements.lock)
-WANTED = $(if $(LIGHT)$(LATEST),-r $(LISTED)) $(if $(LIGHT),-c,-r) $(PINS)
+WANTED = $(if $(LIGHT),-r $(LISTED) -c,-r) $(PINS)
 LIST = import sys, tomllib; \
 	project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	extras = [project["optional-dependencies"][name] for name in sys.argv[1:]]; \
