@@ -13,7 +13,7 @@ import os
 import secrets
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -60,8 +60,10 @@ class _Feedback(_Checked):
     verdict: str | None = None
 
 
-# The checks only look: a trace keeps the dictionary as it came, unknown keys as well.
-_KEEP = WrapValidator(lambda value, check: check(value) and value)
+def _keep(value: dict, check: Callable[[dict], object]) -> dict:
+    """Check a dictionary and keep it as it came, with keys that are not known here."""
+    check(value)
+    return value
 
 
 class Trace(_Checked):
@@ -77,8 +79,8 @@ class Trace(_Checked):
     session_id: str | None = None
     user_id: str | None = None
     time: str
-    spans: list[Annotated[_Span, _KEEP]]
-    feedback: Annotated[_Feedback, _KEEP] | None = None
+    spans: list[Annotated[_Span, WrapValidator(_keep)]]
+    feedback: Annotated[_Feedback, WrapValidator(_keep)] | None = None
 
     def calls(self, kind: str) -> list[dict]:
         """Return the attributes of each "llm" or "tool" span; [{}] if there is none."""
@@ -109,7 +111,8 @@ class Trace(_Checked):
     @property
     def status(self) -> str:
         """The last model call's `error.type`, or no_query, tool_error or answered."""
-        if error := self.calls("llm")[-1].get("error.type"):
+        error = self.calls("llm")[-1].get("error.type")
+        if error:
             return error
         if not any(span["kind"] == "tool" for span in self.spans):
             return "no_query"
@@ -227,7 +230,8 @@ def load(path: str | Path, format: str = "auto") -> tuple[list[Trace], list[BadL
         else:
             skip(number, f"feedback on trace {note.trace_id}, which is not here")
 
-    if silent := sum(INPUT not in call for call, _ in calls):
+    silent = sum(INPUT not in call for call, _ in calls)
+    if silent:
         message = f"{path}: {silent} model calls have no messages; was capture off?"
         warnings.warn(message, UserWarning, stacklevel=2)
     bad.sort()
