@@ -1,5 +1,6 @@
 """Exercises: the worked answers are right, near misses are not, values fit the data."""
 
+import re
 import subprocess
 import sys
 from itertools import combinations
@@ -44,6 +45,14 @@ def test_the_solution_is_right_and_no_other_answer(name):
 def test_an_unknown_exercise_is_refused():
     with pytest.raises(ValueError, match=r"no exercise '99.9'; there are 00\.1, 00\.2"):
         check("99.9", 1)
+
+
+def test_hints_name_functions_that_exist():
+    modules = {"overlap": overlap, "stats": stats, "sql_style": sql_style}
+    hints = " ".join(row["hint"] for row in ROWS.values())
+    named = re.findall(r"\b(overlap|stats|sql_style)\.(\w+)", hints)
+    assert len(named) >= 3
+    assert all(hasattr(modules[module], function) for module, function in named)
 
 
 @pytest.mark.parametrize(
