@@ -3,6 +3,6 @@
 Nothing here is for copying.
 """
 
-from utils.course.run import ROOT, SHIPPED, Run, start
+from utils.course.run import ROOT, SHIPPED, Run, read_rows, start
 
-__all__ = ["ROOT", "SHIPPED", "Run", "start"]
+__all__ = ["ROOT", "SHIPPED", "Run", "read_rows", "start"]

@@ -180,7 +180,9 @@ def _execute(
     spent = float(clock.read_text()) if clock.exists() else 0.0
     started = time.monotonic()
     try:
-        result = dict(jobs.run(function, job) if jobs else function(job))
+        # What is no function of an app runs here, and may send parts to Modal itself.
+        on_app = jobs is not None and hasattr(function, "spawn")
+        result = dict(jobs.run(function, job) if on_app else function(job))
     finally:
         spent += time.monotonic() - started
         clock.write_text(f"{spent:.1f}")

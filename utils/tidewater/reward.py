@@ -55,8 +55,13 @@ class Reward:
 
     def grades(self, cases: Sequence[dict], replies: Sequence[str]) -> list[Grade]:
         """Grade replies as the eval does; known are they by content, not by an id."""
-        texts = [json.dumps(case, sort_keys=True) for case in cases]
-        keys = list(zip(texts, replies, strict=True))
+        texts: dict[int, str] = {}
+        for case in cases:  # each comes with many replies
+            if id(case) not in texts:
+                texts[id(case)] = json.dumps(case, sort_keys=True)
+        keys = [
+            (texts[id(case)], reply) for case, reply in zip(cases, replies, strict=True)
+        ]
         new = {
             key: case
             for key, case in zip(keys, cases, strict=True)

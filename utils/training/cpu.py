@@ -120,8 +120,9 @@ def only_layers(core: Any, part: slice) -> Iterator[None]:
 class DedupGRPOTrainer(GRPOTrainer):
     """GRPOTrainer in which only what carries a gradient passes through the model.
 
-    Replies come from an `Engine` with fresh weights each step. Of equal replies to a
-    prompt one passes, with the sum of their advantages; those without any do not.
+    Replies come from an `Engine` with fresh weights each step, or from vLLM. Of equal
+    replies to a prompt one passes, with the sum of their advantages; those without any
+    do not.
     """
 
     engine: Engine | None = None
@@ -130,6 +131,10 @@ class DedupGRPOTrainer(GRPOTrainer):
         self, prompt_ids: list, images: Any, fields: Any, num_generations: int, **_: Any
     ) -> tuple[list[list[int]], None]:
         """Reply to each prompt; they come as often as it has replies."""
+        if self.use_vllm:
+            return super()._generate_single_turn(
+                prompt_ids, images, fields, num_generations, **_
+            )
         engine = self.open_engine()
         engine.sync_weights(1000 * self.args.seed + self.state.global_step)
         each = prompt_ids[::num_generations]

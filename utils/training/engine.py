@@ -29,6 +29,8 @@ from utils.training.weights import (
     prompt_ids,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -262,18 +264,19 @@ def answer(config: dict[str, Any]) -> dict[str, Any]:
     """Ask a model questions, greedily and in batches: a job for `costly.run`.
 
     Args:
-        config: "model_name_or_path", "adapter" (None: the base model) and "questions";
-            and where wanted "prompt", a system prompt, "max_new_tokens",
-            "compute_type", and "alone": how many to ask again one by one, to see how
-            long a user waits.
+        config: "model_name_or_path", "adapter" (a folder, from the course's root, or
+            None for the base model) and "questions"; and where wanted "prompt", a
+            system prompt, "max_new_tokens", "compute_type", and "alone": how many to
+            ask again one by one, to see how long a user waits.
 
     Returns rows of [text, tokens in, tokens out, seconds]: "replies" and "alone"; and
     "took", the seconds for all replies.
 
     """
+    adapter = ROOT / config["adapter"] if config["adapter"] else None
     engine = Engine(
         config["model_name_or_path"],
-        config["adapter"],
+        adapter,
         max_new_tokens=config.get("max_new_tokens", 192),
         compute_type=config.get("compute_type", "float32"),
     )
