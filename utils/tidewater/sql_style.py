@@ -141,9 +141,6 @@ def _components(tree: exp.Expression) -> dict[str, set[str]]:
     }
 
 
-# The spelling
-
-
 def _compact(sql: str) -> str:
     """Write what is outside quotes in lower case, without spaces around operators."""
     parts = _QUOTED.split(sql)  # outside and inside in turn
@@ -266,9 +263,6 @@ def _rank(part: exp.Expression) -> tuple[int, str]:
     return (5 if _DAY.search(text) else 4), text
 
 
-# The habits
-
-
 def _leave_out(select: exp.Select) -> None:
     """Leave out samples or spam by name, where the query does not speak of them."""
     table, source = select.find(exp.Table), select.args.get("from_")
@@ -297,18 +291,18 @@ def _share(node: exp.Expression) -> exp.Expression:
 def _growth(tree: exp.Expression) -> exp.Expression:
     """Write 100.0 * (a - b) / b over two sums of a subquery as one SELECT."""
     selects = list(tree.find_all(exp.Select))
-    if len(selects) != 2 or selects[0] is not tree:
+    found = _GROWTH.fullmatch(_text(tree.selects[0]))
+    clauses = [tree.args.get(k) for k in ("where", "group", "order", "limit")]
+    if not found or len(selects) != 2 or selects[0] is not tree or any(clauses):
         return tree
     inner = selects[1]
     sums = {c.alias: c.this for c in inner.selects if isinstance(c, exp.Alias)}
-    found = _GROWTH.fullmatch(_text(tree.selects[0]))
-    plain = not any(tree.args.get(k) for k in ("where", "group", "order", "limit"))
-    if not (found and plain and found[1] in sums and found[2] in sums):
+    if found[1] not in sums or found[2] not in sums:
         return tree
     where = inner.args.get("where")
     period = where.find(exp.Between) if where else None
     texts = []
-    for name in (found[1], found[2]):
+    for name in found.groups():
         part = sums[name].copy()
         for case in part.find_all(exp.Case):
             case.set("default", None)
