@@ -47,8 +47,9 @@ def course_in(folder, **notebooks):
 
 def make(folder, *words, environment=sys.prefix, **variables):
     command = ["make", f"ENV={environment}", *words]
-    # Not what the `make test` that runs this test hands on.
-    inherited = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "ONLY")}
+    # Not what the `make test` that runs this test, or the developer, has set.
+    ours = {"MAKEFLAGS", "MODE", "ONLY", "FRESH", "LAB", "HF_HUB_OFFLINE", "PYTHONPATH"}
+    inherited = {k: v for k, v in os.environ.items() if k not in ours}
     return subprocess.run(
         command,
         cwd=folder,
