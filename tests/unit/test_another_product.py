@@ -10,6 +10,7 @@ from utils.evals import stats
 from utils.evals.harness import Assistant, RecordedModel
 from utils.evals.types import Reply
 from utils.logs import traces
+from utils.training import examples
 
 PROMPT = "Turn the ticket into JSON with the keys 'topic' and 'urgent'. ```json block."
 TOPICS = ("billing", "delivery")
@@ -73,6 +74,6 @@ def test_a_second_product_fits(tmp_path):
     assert len(kept) == 3 and not bad
     correction = '```json\n{"topic": "delivery", "urgent": false}\n```'
     wrong = next(t for t in kept if t.question == "Where is my box?")
-    messages = traces.to_messages(wrong, PROMPT, answer=correction)
-    assert [m["role"] for m in messages] == ["system", "user", "assistant"]
-    assert messages[-1]["content"] == correction
+    example = examples.from_trace(wrong, correction, system=PROMPT)
+    assert [m["role"] for m in example["prompt"]] == ["system", "user"]
+    assert example["completion"] == [{"role": "assistant", "content": correction}]

@@ -13,8 +13,6 @@ from types import SimpleNamespace
 
 import openai
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from utils.logs import importers, record, traces
 from utils.logs.traces import Trace
@@ -148,16 +146,7 @@ def test_malformed_lines_are_numbered_and_skipped(tmp_path):
     assert str(path) in message and message.endswith("; ...")
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
-SEEDS = [RAW[0], next(d for d in RAW if d["feedback"])]
-SEEDS += [json.loads((FIXTURES / "otel_genai.json").read_text())]
+SEEDS = [RAW[0], json.loads((FIXTURES / "otel_genai.json").read_text())]
 for name in ("openai_chat.jsonl", "anthropic_messages.jsonl"):
     SEEDS += map(json.loads, (FIXTURES / name).read_text().splitlines())
 
@@ -171,35 +160,26 @@ def places(value, path=()):
             yield from places(part, (*path, key))
 
 
-@settings(
-    max_examples=300,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-@given(st.sampled_from(SEEDS), st.integers(0, 10**6), JSON)
-def test_a_record_with_one_odd_part_is_read_or_reported(
-    tmp_path_factory, seed, where, odd
-):
-    record = deepcopy(seed)
-    _, *inner = places(record)
-    *path, last = inner[where % len(inner)]
-    place = record
-    for key in path:
-        place = place[key]
-    place[last] = odd
-    file = tmp_path_factory.getbasetemp() / "mutated.jsonl"
-    file.write_text(json.dumps(record))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        found, bad = traces.load(file)
-    assert found or bad or "resourceSpans" in record  # an export may hold no model call
-    for trace in found:
-        for name in PROPERTIES:
-            getattr(trace, name)
-        assert Trace.from_dict(json.loads(json.dumps(trace.to_dict()))) is not None
-        text = (trace.question, trace.reply, trace.status)
-        assert all(isinstance(part, str) for part in text)
+@pytest.mark.parametrize("turn", range(2))
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_record_with_one_odd_part_is_read_or_reported(tmp_path, turn):
+    file, odds = tmp_path / "odd.json", [None, True, "x", [], [1], {"x": [0.5]}, {}]
+    for seed in SEEDS:
+        for number, (*path, last) in enumerate(list(places(seed))[1:], start=turn):
+            record = deepcopy(seed)
+            place = record
+            for key in path:
+                place = place[key]
+            place[last] = odds[number % len(odds)]
+            file.write_text(json.dumps(record))
+            found, bad = traces.load(file)
+            # An export may hold no model call.
+            assert found or bad or "resourceSpans" in record
+            for trace in found:
+                values = {name: getattr(trace, name) for name in PROPERTIES}
+                text = (values["question"], values["reply"], values["status"])
+                assert all(isinstance(part, str) for part in text)
+                assert Trace.from_dict(json.loads(json.dumps(trace.to_dict())))
 
 
 def test_append_survives_a_cut_last_line_and_odd_characters(tmp_path):
@@ -262,11 +242,9 @@ def test_feedback_joins_its_trace(tmp_path):
 def test_to_messages():
     asked, said = {"role": "user", "content": "q?"}, "SELECT 1"
     answer = {"role": "assistant", "content": said}
-    system = {"role": "system", "content": "Be right."}
     old = {traces.INPUT: [{"role": "system", "content": "Old."}, asked]}
     prompted = traces.new_trace([call(reply=said, **old)])
     assert traces.to_messages(prompted) == [*old[traces.INPUT], answer]
-    assert traces.to_messages(prompted, "Be right.") == [system, asked, answer]
 
     chat = [asked, answer, {"role": "user", "content": "no such table"}]
     retried = traces.new_trace([call(), call(reply="fixed", **{traces.INPUT: chat})])

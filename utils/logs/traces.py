@@ -302,14 +302,11 @@ def feedback(
     _append(path, {"trace_id": trace_id, "feedback": note})
 
 
-def to_messages(
-    trace: Trace, system: str | None = None, answer: str | None = None
-) -> list[dict]:
+def to_messages(trace: Trace, answer: str | None = None) -> list[dict]:
     """Make the chat to train on: what the last model call saw, then its reply.
 
     With `answer`, a correction: the first call up to the question, then the answer.
-    `system` replaces the system prompt. ValueError if there is no question, or
-    neither an answer nor a complete reply.
+    ValueError if there is no question, or neither an answer nor a complete reply.
     """
     call = trace.calls("llm")[0 if answer else -1]
     chat, reply = call.get(INPUT) or [], (call.get(OUTPUT) or [{}])[0]
@@ -322,7 +319,4 @@ def to_messages(
         reply, complete = {"role": "assistant", "content": answer}, True
     if not trace.question or not complete:
         raise ValueError(f"trace {trace.trace_id}: no question, or no complete reply")
-    if system is not None:
-        chat = [m for m in chat if m["role"] not in ("system", "developer")]
-        chat.insert(0, {"role": "system", "content": system})
     return [dict(message) for message in (*chat, reply)]
