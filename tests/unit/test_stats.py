@@ -257,8 +257,6 @@ def test_rates_of_the_judges_in_the_data():
     assert policy.constant == 159 / 250
     by_chance = (91 * 91 + 159 * 159) / 250**2
     assert policy.kappa == pytest.approx((234 / 250 - by_chance) / (1 - by_chance))
-    assert (policy.true_positives, policy.false_negatives) == (83, 8)
-    assert (policy.true_negatives, policy.false_positives) == (151, 8)
     plain = judge_rates(*labels(91, 0, 0, 159))
     assert (plain.tpr.value, plain.tnr.value, plain.kappa) == (1.0, 0.0, 0.0)
     assert plain.accuracy.value < plain.constant

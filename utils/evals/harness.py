@@ -33,6 +33,13 @@ STATUSES = {
     "model_error": "no reply for another reason, such as no key or a wrong model name",
     "not_recorded": "a recorded model was asked something it has no reply to",
 }
+# What the openai SDK raises, retries included; anything else is a model_error.
+SDK_ERRORS = {
+    "APITimeoutError": "timeout",
+    "RateLimitError": "rate_limit",
+    "InternalServerError": "overloaded",
+    "APIConnectionError": "unreachable",
+}
 # Statuses that say nothing about the model's quality: no reply came at all.
 NO_REPLY = frozenset(STATUSES) - {"answered", "tool_error", "no_query", "truncated"}
 
@@ -95,58 +102,49 @@ class Assistant:
         self, trace: Trace, messages: Messages
     ) -> tuple[str, dict[str, Any] | None]:
         """Add the model's span to the trace; return its text and its tool call."""
+        started = time.perf_counter()
+        reply, arguments, status, why = Reply(""), None, None, None
+        try:
+            answer = self.model(messages)
+            arguments, status, why = self._read_call(answer.text, answer.finish_reason)
+            reply = answer
+        except ModelError as error:
+            status, why = error.status, str(error)
+        except Exception as error:
+            status, why = "model_error", f"{type(error).__name__}: {error}"
+        # A recording has no latency of its own; a failed call has the time it took.
+        seconds = time.perf_counter() - started if status else reply.seconds
         name = getattr(self.model, "name", "model")
         digest = hashlib.sha256(self.prompt.encode()).hexdigest()
-        attributes: dict[str, Any] = {
+        message = {"role": "assistant", "content": reply.text}
+        attributes = {
             "gen_ai.operation.name": "chat",
             "gen_ai.request.model": name,
             "gen_ai.prompt.version": self.prompt_version or digest[:12],
             "gen_ai.input.messages": messages[1:],
-            "gen_ai.output.messages": [],
-        }
-        started = time.perf_counter()
-        reply, arguments, failure = Reply(""), None, None
-        try:
-            answer = self.model(messages)
-            arguments, failure = self._read_call(answer.text, answer.finish_reason)
-            reply = answer
-        except ModelError as error:
-            failure = (error.status, str(error))
-        except Exception as error:
-            failure = ("model_error", f"{type(error).__name__}: {error}")
-        if failure:
-            attributes["error.type"], attributes["error.message"] = failure
-            seconds = time.perf_counter() - started
-        else:
-            attributes["gen_ai.response.finish_reasons"] = [reply.finish_reason]
-            seconds = reply.seconds  # None for a recording, which has no latency
-        if reply.text.strip():
-            message = {"role": "assistant", "content": reply.text}
-            attributes["gen_ai.output.messages"] = [message]
-        usage = {
+            "gen_ai.output.messages": [message] if reply.text.strip() else [],
+            "error.type": status,
+            "error.message": why,
             "gen_ai.response.model": reply.model or None,
             "gen_ai.usage.input_tokens": reply.input_tokens,
             "gen_ai.usage.output_tokens": reply.output_tokens,
             "gen_ai.usage.cache_read.input_tokens": reply.cached_tokens,
+            "gen_ai.response.finish_reasons": None if status else [reply.finish_reason],
         }
-        attributes |= {key: value for key, value in usage.items() if value is not None}
         trace.spans.append(traces.span("llm", f"chat {name}", attributes, seconds))
         return reply.text, arguments
 
     def _read_call(
         self, text: str, finish_reason: str
-    ) -> tuple[dict[str, Any] | None, tuple[str, str] | None]:
-        """Return the call's arguments, or the status and message of what is wrong."""
+    ) -> tuple[dict[str, Any] | None, str | None, str | None]:
+        """Return the call's arguments, or the status and why there are none."""
         try:
             arguments = self.tool.extract(text)
         except Exception as error:  # a call that cannot be read is the model's fault
-            return None, ("no_query", f"{type(error).__name__}: {error}")
+            return None, "no_query", f"{type(error).__name__}: {error}"
         if arguments is None and finish_reason == "length":
-            reason = "the reply hit the token limit; raise max_tokens"
-            return None, ("truncated", reason)
-        if not text.strip():
-            return None, ("no_query", f"no text; finish reason {finish_reason!r}")
-        return arguments, None
+            return None, "truncated", "the reply hit the token limit; raise max_tokens"
+        return arguments, None, None
 
     def _call_tool(self, trace: Trace, arguments: dict[str, Any]) -> str | None:
         """Add the tool's span to the trace; return the error the model should see."""
@@ -213,7 +211,8 @@ class ApiModel:
         except Exception as error:
             where = self.base_url or "the API"
             message = f"{self.name!r} at {where}: {type(error).__name__}: {error}"
-            raise ModelError(_status(error), message) from error
+            status = SDK_ERRORS.get(type(error).__name__, "model_error")
+            raise ModelError(status, message) from error
         details = getattr(usage, "prompt_tokens_details", None)
         return Reply(
             text=text or "",
@@ -233,20 +232,6 @@ class ApiModel:
         here = host in ("localhost", "::1") or host.startswith("127.")
         direct = openai.DefaultHttpxClient(trust_env=False) if here else None
         return openai.OpenAI(http_client=direct, **self._settings)
-
-
-def _status(error: Exception) -> str:
-    """Name what the SDK raised; the codes are HTTP's."""
-    import openai
-
-    code = getattr(error, "status_code", 0)
-    if isinstance(error, openai.APITimeoutError) or code == 408:
-        return "timeout"
-    if isinstance(error, openai.APIConnectionError):
-        return "unreachable"
-    if code == 429:
-        return "rate_limit"
-    return "overloaded" if code >= 500 else "model_error"
 
 
 @dataclass

@@ -22,26 +22,18 @@ class JudgeRates:
     accuracy: Interval
     constant: float  # accuracy of giving the commoner verdict always
     kappa: float
-    true_positives: int
-    false_negatives: int
-    true_negatives: int
-    false_positives: int
 
 
 def judge_rates(truth: Sequence[bool], verdict: Sequence[bool]) -> JudgeRates:
     """Compare verdicts (True: pass) with a known truth, which must hold both kinds."""
-    tp, fn, tn, fp = counts = _confusion(truth, verdict)
-    n = sum(counts)
+    tp, fn, tn, fp = _confusion(truth, verdict)
+    n = len(truth)
     return JudgeRates(
         tpr=wilson(tp, tp + fn),
         tnr=wilson(tn, tn + fp),
         accuracy=wilson(tp + tn, n),
         constant=max(tp + fn, tn + fp) / n,
         kappa=kappa(truth, verdict),
-        true_positives=tp,
-        false_negatives=fn,
-        true_negatives=tn,
-        false_positives=fp,
     )
 
 

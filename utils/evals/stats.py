@@ -56,10 +56,10 @@ class EProcess:
     stopped_at: int | None  # number of the event, from 1, that ends it; None: none did
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+def wilson(successes: int, n: int) -> Interval:
     """Score interval of one rate (Wilson 1927), sound at 0 and 1 and for small n."""
     test = stats.binomtest(int(successes), int(n))
-    low, high = test.proportion_ci(confidence, method="wilson")
+    low, high = test.proportion_ci(0.95, method="wilson")
     return Interval(successes / n, float(low), float(high), int(n))
 
 
