@@ -30,7 +30,7 @@ STATUSES = {
     "rate_limit": "the server asked to slow down (429), and retries did not help",
     "overloaded": "the server failed (5xx), and retries did not help",
     "unreachable": "no connection to the server",
-    "model_error": "no reply for another reason, such as no key or a wrong model name",
+    "model_error": "no reply for another reason: a refused key, a wrong model name",
     "not_recorded": "a recorded model was asked something it has no reply to",
 }
 # What the openai SDK raises, retries included; anything else is a model_error.
@@ -174,7 +174,8 @@ class ApiModel:
     Arguments left out come from OPENAI_BASE_URL, OPENAI_API_KEY and MODEL. The SDK
     retries connection errors, 408, 409, 429 and 5xx with growing pauses. `options` are
     passed on to the request (temperature, max_tokens and so on). A server on this
-    machine is asked directly, even where HTTP_PROXY is set.
+    machine is asked directly, even where HTTP_PROXY is set. The SDK raises where there
+    is no key.
     """
 
     def __init__(
@@ -186,32 +187,34 @@ class ApiModel:
         max_retries: int = 2,
         **options: Any,
     ) -> None:
+        import openai
+
         self.name = model or os.environ.get("MODEL", "")
-        self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
         self.options = options
-        self._client: Any = None
-        self._settings = {
-            "base_url": self.base_url,
-            "api_key": api_key or os.environ.get("OPENAI_API_KEY") or None,
-            "timeout": timeout,
-            "max_retries": max_retries,
-        }
+        url = base_url or os.environ.get("OPENAI_BASE_URL")
+        host = urlsplit(url or "").hostname or ""
+        here = host in ("localhost", "::1") or host.startswith("127.")
+        self._client = openai.OpenAI(
+            base_url=url,
+            api_key=api_key,
+            timeout=timeout,
+            max_retries=max_retries,
+            http_client=openai.DefaultHttpxClient(trust_env=False) if here else None,
+        )
 
     def __call__(self, messages: Messages) -> Reply:
         """Ask the server once. Raises ModelError with a named status."""
         started = time.perf_counter()
         try:
-            if self._client is None:
-                self._client = self._connect()
             response = self._client.chat.completions.create(
                 model=self.name, messages=messages, **self.options
             )
             choice, usage = response.choices[0], response.usage
             text, reason = choice.message.content, choice.finish_reason
         except Exception as error:
-            where = self.base_url or "the API"
-            message = f"{self.name!r} at {where}: {type(error).__name__}: {error}"
-            status = SDK_ERRORS.get(type(error).__name__, "model_error")
+            kind = type(error).__name__
+            message = f"{self.name!r} at {self._client.base_url}: {kind}: {error}"
+            status = SDK_ERRORS.get(kind, "model_error")
             raise ModelError(status, message) from error
         details = getattr(usage, "prompt_tokens_details", None)
         return Reply(
@@ -223,15 +226,6 @@ class ApiModel:
             cached_tokens=getattr(details, "cached_tokens", None),
             finish_reason=reason or "stop",
         )
-
-    def _connect(self) -> Any:
-        """Make the SDK's client; without proxies for a server on this machine."""
-        import openai
-
-        host = urlsplit(self.base_url or "").hostname or ""
-        here = host in ("localhost", "::1") or host.startswith("127.")
-        direct = openai.DefaultHttpxClient(trust_env=False) if here else None
-        return openai.OpenAI(http_client=direct, **self._settings)
 
 
 @dataclass
