@@ -184,8 +184,8 @@ def start_engine(job: dict) -> object:
     settings.n_ctx = CONTEXT * job["n_parallel"]
     settings.n_predict = job["max_tokens"]
     settings.n_threads_http = job["n_parallel"] + job["max_queue"] + 8
-    cores = os.cpu_count() or 1
-    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = cores
+    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
     settings.endpoint_metrics, settings.ui = True, False
     settings.cache_ram_mib = 0  # prompts are short; no memory to keep them in
     settings.verbosity = 1  # errors; never a user's question

@@ -7,6 +7,7 @@ and compare the rows.
 """
 
 import datetime as dt
+import functools
 import logging
 import re
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ def _text(node: exp.Expression) -> str:
     return node.sql(dialect="sqlite")
 
 
+@functools.cache  # parsing takes some 10 ms
 def normalise(sql: str) -> str:
     """Return a SQLite query in one spelling, lower-case, with no space to spare.
 
@@ -63,6 +65,7 @@ def normalise(sql: str) -> str:
         raise ValueError(f"a query beyond all measure: {error}") from error
 
 
+@functools.cache
 def canonicalize(sql: str) -> str:
     """Return a query as the analysts write it: normalised, and with their habits.
 
@@ -90,6 +93,7 @@ def canonicalize(sql: str) -> str:
     return normalise(_text(tree))
 
 
+@functools.cache
 def skeleton(sql: str) -> str:
     """Return the query with its texts and numbers blanked: what it asks, of whatever.
 

@@ -47,6 +47,10 @@ class CachedPrefixSFTTrainer(SFTTrainer):
     # Of use to every run in this process: by base model, frozen layers and text.
     cached: dict[tuple, torch.Tensor] = {}  # noqa: RUF012
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.remove_callback(PrinterCallback)  # the log's file tells the same
+
     def compute_loss(
         self,
         model: Any,
@@ -126,6 +130,13 @@ class DedupGRPOTrainer(GRPOTrainer):
     """
 
     engine: Engine | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.remove_callback(PrinterCallback)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EvalCallback):
+                callback.trainer = self
 
     def _generate_single_turn(
         self, prompt_ids: list, images: Any, fields: Any, num_generations: int, **_: Any
@@ -254,6 +265,15 @@ def hard_first(
     return drawn
 
 
+def prepare(folder: Path) -> None:
+    """Set this process up for a training, and say where its log grows."""
+    weights.silence_logging()
+    # Two threads that wait for each other are ten times slower beside other processes.
+    torch.set_num_threads(1)
+    shown = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+    print(f"Training; its log grows in {shown}/log.jsonl.", flush=True)
+
+
 def train_sft(config: dict[str, Any]) -> dict[str, Any]:
     """Fine-tune as sft.py does, on two cores: a job for `costly.run`.
 
@@ -270,6 +290,7 @@ def train_sft(config: dict[str, Any]) -> dict[str, Any]:
     job = SETTINGS | config
     stop_at, questions = job.pop("stop_at", None), job.pop("questions", None)
     keep = job.pop("keep_adapter", True)
+    job.pop("sha256", None)  # of the adapter: it is there to tell runs apart
     name, folder = job["model_name_or_path"], Path(job["output_dir"])
     batch_size, steps = job["per_device_train_batch_size"], job["max_steps"]
     job["data"] = length_grouped_batches(job["data"], batch_size, steps, job["seed"])
@@ -278,7 +299,7 @@ def train_sft(config: dict[str, Any]) -> dict[str, Any]:
     job |= {"per_device_eval_batch_size": 16, "model_name_or_path": weights.fetch(name)}
     if job.get("adapter"):
         job["adapter"] = str(ROOT / job["adapter"])
-    weights.silence_logging()
+    prepare(folder)
     stop = [StopAt(stop_at)] if stop_at else []
     done = sft.train(job, CachedPrefixSFTTrainer, tuple(stop))
     done["log"] = [row for row in done["log"] if "train_loss" not in row]
@@ -310,6 +331,7 @@ def train_grpo(config: dict[str, Any], reward: Callable) -> dict[str, Any]:
     job = SETTINGS | config
     validation, questions = job.pop("validation"), job.pop("questions")
     share, every = job.pop("hard_share"), job.pop("eval_steps")
+    job.pop("sha256", None)
     replies = job["per_device_train_batch_size"] * job["gradient_accumulation_steps"]
     prompts_per_step = replies // job["num_generations"]
     cases = hard_first(
@@ -318,16 +340,10 @@ def train_grpo(config: dict[str, Any], reward: Callable) -> dict[str, Any]:
     job |= {"data": examples.prompts(cases), "shuffle_dataset": False}
     job["model_name_or_path"] = weights.fetch(job["model_name_or_path"])
     job["adapter"] = str(ROOT / job["adapter"])
-    weights.silence_logging()
+    prepare(Path(job["output_dir"]))
     judge = EvalCallback(examples.prompts(validation), reward, every)
 
-    class Trainer(DedupGRPOTrainer):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            judge.trainer = self
-            self.remove_callback(PrinterCallback)
-
-    done = grpo.train(job, reward, Trainer, (judge,))
+    done = grpo.train(job, reward, DedupGRPOTrainer, (judge,))
     weights.halve_adapter(Path(job["output_dir"]) / "adapter")
     log = [row for row in done["log"] if "train_loss" not in row]
     chats = [[{"role": "user", "content": question}] for question in questions]
