@@ -140,6 +140,9 @@ def serve(
     ):
         process = subprocess.Popen(
             [sys.executable, "-m", "utils.serving.server", str(listener.fileno())],
+            # Threads that spin while they wait for each other are many times slower as
+            # soon as anything else runs on their cores.
+            env={"OMP_WAIT_POLICY": "passive"} | os.environ,
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
