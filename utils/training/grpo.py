@@ -169,15 +169,17 @@ def train_here(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @app.function(image=image, gpu=GPU, volumes={"/runs": runs}, timeout=SECONDS)
-def train_on_gpu(config: dict[str, Any], reward: str) -> None:
+def train_on_gpu(config: dict[str, Any], reward: str) -> dict[str, Any]:
     """Train in a container, from the last checkpoint that the Volume has."""
     runs.reload()
     Path("/tmp/reward.py").write_text(reward)  # the text of the reward's file
     config["reward"][0] = "/tmp/reward.py"
     if config["adapter"]:  # of an SFT run on the same Volume, such as sft/adapter
-        config["adapter"] = f"/runs/{config['adapter']}"
-    train_here(config | {"output_dir": f"/runs/{Path(config['output_dir']).name}"})
+        config["adapter"] = str(Path("/runs", config["adapter"]))
+    config["output_dir"] = f"/runs/{Path(config['output_dir']).name}"
+    done = train_here(config)
     runs.commit()
+    return done
 
 
 @app.local_entrypoint()

@@ -119,18 +119,19 @@ def read_flags(flags: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--data", type=read_rows, required=True, help="what to learn")
     parser.add_argument("--validation", type=read_rows, help="examples to keep apart")
     parser.add_argument("--model_name_or_path", required=True)
-    parser.add_argument("--adapter", help="folder of an adapter to go on with")
+    parser.add_argument("--adapter", help="a folder to go on from; on Modal /runs/...")
     parser.add_argument("--output_dir", default="sft")
     own, of_trl = parser.parse_known_args(flags)
     return vars(own) | {"flags": of_trl}
 
 
 @app.function(image=image, gpu=GPU, volumes={"/runs": runs}, timeout=SECONDS)
-def train_on_gpu(config: dict[str, Any]) -> None:
+def train_on_gpu(config: dict[str, Any]) -> dict[str, Any]:
     """Train in a container, from the last checkpoint that the Volume has."""
     runs.reload()
-    train(config | {"output_dir": f"/runs/{Path(config['output_dir']).name}"})
+    done = train(config | {"output_dir": f"/runs/{Path(config['output_dir']).name}"})
     runs.commit()
+    return done
 
 
 @app.local_entrypoint()
