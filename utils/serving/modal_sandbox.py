@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import modal
 
 HOME = "/root"  # where Modal's images put local files
+APP = "beneath-the-api-sandboxes"
+HOURS = 4  # longest life of a sandbox; then another one takes its place
 STARTUP = 60  # seconds that the workers in a sandbox may take to start
 Job = tuple[str, str]  # name of the database, SQL
 
@@ -46,32 +48,21 @@ def image(databases: Iterable[Path]) -> "modal.Image":
 class ModalPool:
     """Modal Sandboxes that answer SQL on read-only databases; a context manager.
 
-    Sandboxes start when first needed and end with the pool, or after ten idle minutes.
-
-    Args:
-        databases: names to SQLite files here, which the image takes along.
-        app: name of the Modal app that the sandboxes belong to.
-        size: sandboxes at a time.
-        per_second: sandboxes created a second, at most; Modal refuses more than 5.
-        batch: queries sent to a sandbox at a time.
-        limits: of one query; None: those of SandboxPool.
-        hours: longest life of a sandbox; then another one takes its place.
-
+    `databases` maps names to SQLite files here, which the image takes along. At most
+    `size` sandboxes are kept, created at most `per_second`, and each is sent `batch`
+    queries at a time. They end with the pool, or after ten idle minutes.
     """
 
     def __init__(
         self,
         databases: dict[str, Path | str],
-        app: str = "beneath-the-api-sandboxes",
         size: int = 4,
         per_second: float = 5.0,
         batch: int = 256,
         limits: Limits | None = None,
-        hours: float = 4.0,
     ) -> None:
         self.databases = {name: Path(path) for name, path in databases.items()}
-        self.app, self.size, self.batch = app, size, batch
-        self.limits, self.hours = limits or Limits(), hours
+        self.size, self.batch, self.limits = size, batch, limits or Limits()
         self.pause, self.created = 1 / per_second, 0
         self._lock, self._next, self._image = threading.Lock(), 0.0, None
         self._idle: queue.LifoQueue[modal.Sandbox | None] = queue.LifoQueue()
@@ -142,7 +133,7 @@ class ModalPool:
 
         with self._lock:
             if self._image is None:  # built once, before anybody waits for it
-                self._app = modal.App.lookup(self.app, create_if_missing=True)
+                self._app = modal.App.lookup(APP, create_if_missing=True)
                 self._image = image(self.databases.values()).build(self._app)
             time.sleep(max(0.0, self._next - time.monotonic()))
             self._next = time.monotonic() + self.pause
@@ -151,7 +142,7 @@ class ModalPool:
             app=self._app,
             image=self._image,
             block_network=True,
-            timeout=int(3600 * self.hours),
+            timeout=3600 * HOURS,
             idle_timeout=600,
             cpu=2.0,
             memory=1024,
@@ -179,9 +170,9 @@ class ModalPool:
 
 
 def _result(rows: list | None, *rest: object) -> Result:
-    error, message, seconds, columns = rest
-    rows = None if rows is None else [tuple(row) for row in rows]
-    return Result(rows, error, message, seconds, tuple(columns))
+    *rest, columns = rest
+    rows = None if rows is None else [tuple(row) for row in rows]  # JSON has no tuples
+    return Result(rows, *rest, tuple(columns))
 
 
 def main() -> None:
