@@ -1,6 +1,9 @@
 """A chat model small enough to train and convert within a test; it knows nothing."""
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -51,15 +54,14 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator([text for pair in PAIRS for text in pair], trainer)
     names = zip(("pad_token", "bos_token", "eos_token"), SPECIAL, strict=True)
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(names))
-    made.chat_template = TEMPLATE
-    return made
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(names))
 
 
-def tiny_model(folder, seed=0) -> str:
+def tiny_model(folder, seed=0, template=TEMPLATE) -> str:
     """Save a random Llama of some 200,000 weights, with tokenizer; return `folder`."""
     silence_logging()
     tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -80,3 +82,21 @@ def tiny_model(folder, seed=0) -> str:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def losses(done) -> list[float]:
+    """Return the training losses of a run, in their order."""
+    return [row["loss"] for row in done["log"] if "loss" in row]
+
+
+def last_weights(folder) -> dict[str, torch.Tensor]:
+    """Read the weights of a run's last checkpoint, in the 32 bits they had."""
+    steps = {int(p.name.split("-")[1]): p for p in Path(folder).glob("checkpoint-*")}
+    (path,) = steps[max(steps)].glob("*model.safetensors")
+    return load_file(path)
+
+
+def furthest(a, b) -> float:
+    """Return the largest difference of two sets of weights."""
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)

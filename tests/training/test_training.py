@@ -1,38 +1,30 @@
-"""The recipe of notebook 04: it learns, resumes, masks rightly, and fits in 300 lines.
+"""SFT: the gradient of TRL's own trainer, the mask, resuming, the order of batches.
 
 A tiny random model stands in for the laptop's, so that all of this takes seconds.
 """
 
-import ast
 import copy
-import importlib.metadata
 import json
 import math
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from safetensors.torch import load_file
-from standin import Standin
-from tiny import EXAMPLES, PAIRS, tiny_model
+from tiny import EXAMPLES, PAIRS, furthest, last_weights, losses, tiny_model
+from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from utils import course, remote
-from utils.course import ROOT
-from utils.training import weights as models
+from utils.training import cpu, engine, sft, weights
+from utils.training.cpu import CachedPrefixSFTTrainer, length_grouped_batches
 
-pytestmark = pytest.mark.timeout(180)
-PARAMETERS = {"MODE": "quick", "GPU": "L40S", "HOURS": 2, "MODEL": "tiny", "SEED": 0}
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    """The cells of notebook 04 tagged `recipe`, as a reader has them after running."""
-    borrowed = course.borrow("04_train_sft", "recipe", **PARAMETERS)
-    return borrowed.train_sft.__globals__
+# As Qwen3 writes a chat: with a line break after the token that ends a message.
+LINE_BREAK_AFTER_END = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + "
+    "message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,384 +33,266 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def one_number_format(monkeypatch):
-    """On a busy machine the choice by speed could differ between two runs."""
-    monkeypatch.setattr(models, "fast_dtype", lambda: "float32")
+def nothing_cached(monkeypatch):
+    monkeypatch.setattr(CachedPrefixSFTTrainer, "cached", {})
 
 
 @pytest.fixture
 def config(tiny, tmp_path):
     return {
-        "model": tiny,
-        "examples": EXAMPLES[:16],
+        "model_name_or_path": tiny,
+        "data": EXAMPLES,
         "validation": EXAMPLES[:4],
-        "steps": 6,
-        "batch": 4,
-        "rate": 1e-2,
-        "rank": 4,
-        "frozen": 2,
+        "max_steps": 6,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "layers_to_transform": [2, 3],  # of four
+        "bf16": False,
         "seed": 0,
-        "log_every": 1,
-        "save_every": 2,
-        "folder": str(tmp_path / "run"),
+        "logging_steps": 1,
+        "save_steps": 2,
+        "output_dir": str(tmp_path / "run"),
     }
 
 
-def weights(folder):
-    (path,) = Path(folder, "adapter").glob("*.safetensors")
-    return load_file(path)
+class Killed(TrainerCallback):
+    """Ends a training as a power cut would: at a step, with nothing saved."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
 
 
-def losses(result):
-    return [row["loss"] for row in result["log"] if "loss" in row]
+def elsewhere(config, name, **change):
+    return config | {"output_dir": config["output_dir"] + name} | change
+
+
+def evaluations(done):
+    """The validation loss by step."""
+    return {r["step"]: r["eval_loss"] for r in done["log"] if "eval_loss" in r}
 
 
 # --- it learns -----------------------------------------------------------------------
 
 
-def test_it_learns_sixteen_examples_by_heart_and_nothing_else(recipe, config):
+def test_it_learns_sixteen_examples_by_heart_and_nothing_else(config):
     # The replies are dealt out anew, so there is nothing in common to learn.
-    strangers = copy.deepcopy(EXAMPLES[:16])
+    strangers = copy.deepcopy(EXAMPLES)
     for i, one in enumerate(strangers):
         one["completion"] = EXAMPLES[(i + 5) % 16]["completion"]
-    settings = {"steps": 300, "batch": 16, "rank": 0, "frozen": 0, "rate": 3e-3}
-    settings |= {"log_every": 10, "save_every": 300, "validation": strangers}
-    result = recipe["train_sft"](config | settings)
-    assert losses(result)[-1] < 0.05
-    assert result["validation_loss"] > 1.0
+    every = {"use_peft": False, "layers_to_transform": None, "learning_rate": 3e-3}
+    every |= {"max_steps": 80, "per_device_train_batch_size": 16, "logging_steps": 10}
+    done = cpu.train_sft(config | every | {"save_steps": 80, "validation": strangers})
+    assert losses(done)[-1] < 0.05
+    assert done["validation_loss"] > 1.0
+    model, _ = weights.load(config["model_name_or_path"])
+    assert done["trained_weights"] == sum(p.numel() for p in model.parameters())
 
 
-def test_batches_are_of_one_length_and_come_in_random_order(recipe):
-    def text(n):
-        return {"prompt": [{"content": "q" * n}], "completion": [{"content": "a"}]}
-
-    config = {"examples": [text(n) for n in range(60)], "batch": 5, "seed": 0}
-    drawn = recipe["in_order"](config | {"steps": 24})
-    sizes = [len(row["prompt"][0]["content"]) for row in drawn]
-    assert sorted(sizes[:60]) == sorted(sizes[60:]) == list(range(60))  # two passes
-    batches = [sizes[i : i + 5] for i in range(0, 120, 5)]
-    assert all(max(batch) - min(batch) == 4 for batch in batches)
-    assert batches[:12] != sorted(batches[:12]) and batches[:12] != batches[12:]
-    assert drawn == recipe["in_order"](config | {"steps": 24})
-    assert drawn != recipe["in_order"](config | {"steps": 24, "seed": 1})
-
-
-@pytest.mark.parametrize(("examples", "batch", "steps"), [(3, 8, 2), (9, 4, 20)])
-def test_any_number_of_examples_fills_a_run(recipe, examples, batch, steps):
-    config = {"examples": EXAMPLES[:examples], "batch": batch, "steps": steps}
-    drawn = recipe["in_order"](config | {"seed": 0})
-    assert len(drawn) == batch * steps
-    assert all(example in drawn for example in EXAMPLES[:examples])
-
-
-def test_the_loss_is_that_of_trls_own_trainer(recipe, config):
-    done = {}
-    for name in ("LeanTrainer", "SFTTrainer"):
-        trainer = recipe.get(name, SFTTrainer)
-        train = rebound(recipe["train_sft"], recipe | {"LeanTrainer": trainer})
-        run = config | {"frozen": 0, "folder": f"{config['folder']}_{name}"}
-        done[name] = train(run)
-    assert losses(done["LeanTrainer"]) == pytest.approx(
-        losses(done["SFTTrainer"]), rel=1e-4
-    )
-    a, b = (weights(f"{config['folder']}_{name}") for name in done)
-    assert all(torch.allclose(a[key], b[key], atol=2e-3) for key in a)
+@pytest.mark.parametrize(
+    ("frozen", "cache_bytes"), [(0, 2 << 30), (2, 2 << 30), (2, 20_000), (2, 0)]
+)
+def test_losses_and_weights_are_those_of_trls_own_trainer(
+    frozen, cache_bytes, config, monkeypatch
+):
+    # Plain SGD: Adam would make a step of the noise where a gradient is near zero.
+    config |= {"optim": "sgd", "learning_rate": 1.0}
+    config["layers_to_transform"] = list(range(frozen, 4))
+    monkeypatch.setattr(CachedPrefixSFTTrainer, "cache_bytes", cache_bytes)
+    ours = cpu.train_sft(config)
+    sizes = [one.nbytes for one in CachedPrefixSFTTrainer.cached.values()]
+    assert sum(sizes) <= cache_bytes  # a text takes some 7,000
+    assert bool(sizes) == (frozen > 0 and cache_bytes > 0)
+    monkeypatch.setattr(cpu, "CachedPrefixSFTTrainer", SFTTrainer)
+    stock = elsewhere(config, "_stock")
+    theirs = cpu.train_sft(stock)
+    assert losses(ours) == pytest.approx(losses(theirs), rel=1e-5)
+    assert evaluations(ours) == pytest.approx(evaluations(theirs), rel=1e-5)
+    assert ours["validation_loss"] < evaluations(ours)[2] - 0.1
+    mine, its = last_weights(config["output_dir"]), last_weights(stock["output_dir"])
+    assert furthest(mine, its) < 1e-5
+    layers = {int(re.search(r"layers\.(\d+)", name)[1]) for name in mine}
+    assert layers == set(range(frozen, 4))
+    numbers = sum(tensor.numel() for tensor in mine.values())
+    assert ours["trained_weights"] == theirs["trained_weights"] == numbers
 
 
-def test_remembering_the_frozen_layers_changes_nothing(recipe, config):
-    remembered = recipe["train_sft"](config)
-    every_time = type("EveryTime", (recipe["LeanTrainer"],), {"hidden": plain})
-    train = rebound(recipe["train_sft"], recipe | {"LeanTrainer": every_time})
-    again = train(config | {"folder": config["folder"] + "_again"})
-    assert losses(remembered) == pytest.approx(losses(again), rel=1e-4)
-
-
-def plain(self, core, ids, mask):
-    return core(input_ids=ids, attention_mask=mask).last_hidden_state
-
-
-def rebound(function, scope):
-    """The same function, with other names around it."""
-    return type(function)(function.__code__, scope, function.__name__)
-
-
-def test_frozen_layers_keep_their_weights(recipe, config):
-    recipe["train_sft"](config)
-    layers = {int(re.search(r"layers\.(\d+)", key)[1]) for key in weights_of(config)}
-    assert layers == {2, 3}
-
-
-def weights_of(config):
-    return weights(config["folder"])
-
-
-def test_the_same_seed_gives_the_same_weights(recipe, config):
-    one = recipe["train_sft"](config)
-    two = recipe["train_sft"](config | {"folder": config["folder"] + "2"})
-    other = config | {"folder": config["folder"] + "3", "seed": 1}
-    recipe["train_sft"](other)
+def test_the_same_seed_gives_the_same_weights(config):
+    again, other = elsewhere(config, "2"), elsewhere(config, "3", seed=1)
+    one, two, _ = (cpu.train_sft(job) for job in (config, again, other))
     assert losses(one) == losses(two)
-    a, b, c = (weights(config["folder"] + n) for n in ("", "2", "3"))
-    assert all(torch.equal(a[key], b[key]) for key in a)
-    assert not all(torch.equal(a[key], c[key]) for key in a)
+    a, b, c = (last_weights(job["output_dir"]) for job in (config, again, other))
+    assert furthest(a, b) == 0 < furthest(a, c)
+
+
+def test_an_adapter_is_gone_on_with(config):
+    one = cpu.train_sft(config)
+    start = {"adapter": config["output_dir"] + "/adapter", "learning_rate": 0.0}
+    two = cpu.train_sft(elsewhere(config, "_on", **start, max_steps=1))
+    # The adapter was kept in 16 bits.
+    assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-3)
+    assert evaluations(one)[2] > 1.01 * one["validation_loss"]
+
+
+@pytest.mark.parametrize("setting", ["rate", "lora_rank", "n_epochs"])
+def test_an_unknown_setting_is_named(setting, config):
+    with pytest.raises(ValueError, match=f"have no --{setting}$"):
+        sft.train(config | {setting: 1})
 
 
 # --- the mask ------------------------------------------------------------------------
 
 
-def test_the_reply_and_its_end_are_learned_and_nothing_else(recipe, config):
-    mask = recipe["train_sft"](config)["mask"]
+def test_the_reply_and_its_end_are_learned_and_nothing_else(config):
+    mask = cpu.train_sft(config | {"max_steps": 1})["mask"]
     learned = "".join(text for text, is_it in mask if is_it)
     given = "".join(text for text, is_it in mask if not is_it)
-    wanted = {one["completion"][0]["content"] + "<|im_end|>" for one in EXAMPLES}
-    assert learned in wanted
+    assert learned in {sql + "<|im_end|>" for _, sql in PAIRS}
     assert given.startswith("<|im_start|>user\n") and "system" not in given
     assert given.endswith("<|im_start|>assistant\n")
 
 
+def test_a_line_break_after_the_end_is_accepted(config, tmp_path):
+    name = tiny_model(tmp_path / "qwen", template=LINE_BREAK_AFTER_END)
+    done = sft.train(config | {"model_name_or_path": name, "max_steps": 1})
+    learned = "".join(text for text, is_it in done["mask"] if is_it)
+    assert learned == PAIRS[0][1] + "<|im_end|>\n"
+
+
+END = 2  # the id of the tiny model's ending token
+
+
 @pytest.mark.parametrize(
-    "labels, why",
+    ("labels", "fine"),
     [
-        ([-100, -100, -100], "masked"),
-        ([-100, 5, 6], "ending token"),
-        ([4, 5, 2], "question"),
+        ([-100, -100, 6, END], True),
+        ([-100, -100, END, 6], True),  # a line break after it
+        ([-100, -100, -100, -100], False),  # nothing is learned
+        ([-100, -100, 5, 6], False),  # not to stop
+        ([-100, END, 5, 6], False),  # to go on after the end
+        ([4, 5, 6, END], False),  # the question, too
     ],
 )
-def test_a_wrong_mask_stops_before_the_first_step(labels, why, recipe, tiny):
-    tokenizer = models.load_tokenizer(tiny)
-    labels = [tokenizer.eos_token_id if x == 2 else x for x in labels]
-    rows = Dataset.from_list([{"input_ids": [4, 5, 6], "labels": labels}])
+def test_a_wrong_mask_is_refused(labels, fine, tiny):
+    tokenizer = weights.load_tokenizer(tiny)
+    right = {"input_ids": [4, 5, 6, 7], "labels": [-100, -100, 6, END]}
+    rows = [right, right | {"labels": labels}]
+    if fine:
+        learned = [is_it for _, is_it in sft.check_mask(rows, tokenizer)]
+        assert learned == [False, False, True, True]
+    else:
+        with pytest.raises(ValueError, match="a prompt is learned, or a reply not to"):
+            sft.check_mask(rows, tokenizer)
+
+
+@pytest.mark.parametrize(("room", "why"), [(1.0, "not to its end"), (0.6, "no reply")])
+def test_an_example_without_room_for_its_reply_is_refused(room, why, config, tiny):
+    tokenizer = weights.load_tokenizer(tiny)
+    long = {
+        "prompt": [{"role": "user", "content": "Which of these carriers? " * 9}],
+        "completion": EXAMPLES[0]["completion"],
+    }
+    prompt = len(weights.prompt_ids(tokenizer, long["prompt"]))
+    limit = {"max_length": int(room * prompt) + 2}
     with pytest.raises(ValueError, match=why):
-        recipe["check_mask"](rows, tokenizer)
+        sft.train(config | limit | {"data": [*EXAMPLES[:3], long]})
+    assert not list(Path(config["output_dir"]).glob("checkpoint-*"))
 
 
 # --- it resumes ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("killed_at", [2, 5])
+@pytest.mark.parametrize(
+    ("trainer", "step"), [("laptop", 2), ("laptop", 5), ("stock", 5)]
+)
 def test_interrupted_it_goes_on_and_ends_with_the_same_weights(
-    killed_at, recipe, config
+    trainer, step, config, monkeypatch
 ):
-    whole = recipe["train_sft"](config)
-    broken = config | {"folder": config["folder"] + "_broken"}
-
-    class Killed(recipe["Diary"]):
-        def on_step_end(self, args, state, control, **more):
-            super().on_step_end(args, state, control, **more)
-            if state.global_step == killed_at:
-                raise KeyboardInterrupt
-
-    train = rebound(recipe["train_sft"], recipe | {"Diary": Killed})
-    with pytest.raises(KeyboardInterrupt):
-        train(broken)
-    resumed = recipe["train_sft"](broken)
-    steps = [row["step"] for row in resumed["log"] if "loss" in row]
-    assert steps == [1, 2, 3, 4, 5, 6]
-    assert losses(resumed) == pytest.approx(losses(whole), rel=1e-5)
-    a, b = weights(config["folder"]), weights(broken["folder"])
-    assert all(torch.equal(a[key], b[key]) for key in a)
+    broken = elsewhere(config, "_broken")
+    if trainer == "laptop":
+        whole = cpu.train_sft(config)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(cpu, "StopAt", Killed)
+            cpu.train_sft(broken | {"stop_at": step})
+        resumed = cpu.train_sft(broken)
+    else:  # the recipe as it is, with batches drawn by the trainer
+        whole = sft.train(config)
+        with pytest.raises(KeyboardInterrupt):
+            sft.train(broken, callbacks=(Killed(step),))
+        resumed = sft.train(broken)
+    assert [row["step"] for row in resumed["log"] if "loss" in row] == [*range(1, 7)]
+    assert losses(resumed) == losses(whole)
+    ends = (last_weights(job["output_dir"]) for job in (config, broken))
+    assert furthest(*ends) == 0
     seconds = [row["seconds"] for row in resumed["log"]]
     assert seconds == sorted(seconds)
+    kept = Path(broken["output_dir"], "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in kept if '"loss"' in line][-1] == 6
 
 
-def test_stopped_at_a_rung_it_goes_on_as_if_it_had_not_been(recipe, config):
-    whole = recipe["train_sft"](config)
-    staged = config | {"folder": config["folder"] + "_staged", "save_every": 6}
-    first = recipe["train_sft"](staged | {"stop_at": 3})
+def test_stopped_at_a_rung_it_goes_on_as_if_it_had_not_been(config):
+    whole = cpu.train_sft(config)
+    staged = elsewhere(config, "_staged", save_steps=6)
+    first = cpu.train_sft(staged | {"stop_at": 3})
     assert len(losses(first)) == 3 and math.isfinite(first["validation_loss"])
-    second = recipe["train_sft"](staged | {"stop_at": 6})
-    assert len(losses(second)) == 6
-    # To the end of the epoch; then the extra evaluation, which draws random numbers,
-    # has dealt the batches anew.
-    assert losses(second)[:4] == pytest.approx(losses(whole)[:4], rel=1e-5)
+    assert [*evaluations(first)] == [3]
+    second = cpu.train_sft(staged | {"stop_at": 6})
+    assert losses(second) == losses(whole)
+    ends = (last_weights(job["output_dir"]) for job in (config, staged))
+    assert furthest(*ends) == 0
 
 
-def test_a_finished_run_called_again_learns_no_more(recipe, config):
-    one = recipe["train_sft"](config)
-    before = weights(config["folder"])
-    two = recipe["train_sft"](config)
-    assert one["validation_loss"] == pytest.approx(two["validation_loss"], rel=1e-5)
-    after = weights(config["folder"])
-    assert all(torch.equal(before[key], after[key]) for key in before)
-
-
-# --- on Modal, by its client against the stand-in ------------------------------------
-
-
-def in_float32(function):
-    """The function as it runs where the container has chosen 32 bits, too."""
-
-    def train(config):
-        from utils import models
-
-        models.fast_dtype = lambda: "float32"
-        return function(config)
-
-    return train
-
-
-def test_through_modals_client_it_trains_the_same(recipe, config, tmp_path):
-    app, volume_path = remote.modal.App("test"), tmp_path / "volume"
-    with Standin() as modal_here:
-        volume = remote.modal.Volume.from_name("test", create_if_missing=True)
-        heavy = recipe["HEAVY"] | {"volumes": {str(volume_path): volume}}
-        job = app.function(**heavy)(in_float32(recipe["train_sft"]))
-        there = [config | {"folder": f"{volume_path}/{i}", "steps": 2} for i in (0, 1)]
-        there[1]["seed"] = 1
-        with remote.session(app, "modal") as jobs:
-            assert jobs.on_modal
-            done = jobs.map(job, there)
-            with pytest.raises(FileNotFoundError, match="no model"):
-                jobs.run(job, there[0] | {"model": "nowhere", "folder": "x"})
-        kept = modal_here.volume("test")
-        adapters = [weights(kept / str(i)) for i in (0, 1)]
-    assert not modal_here.unknown and not modal_here.errors
-    here = [recipe["train_sft"](one | {"folder": str(tmp_path / f"{n}")})
-            for n, one in enumerate(there)]  # fmt: skip
-    for n in (0, 1):
-        assert losses(done[n]) == pytest.approx(losses(here[n]), rel=1e-5)
-        mine = weights(tmp_path / f"{n}")
-        assert all(torch.allclose(mine[k], adapters[n][k], atol=1e-4) for k in mine)
-    assert losses(done[0]) != losses(done[1])
-    assert json.loads(json.dumps(done)) == done
-
-
-def test_the_function_has_the_gpu_and_the_limits_that_the_notebook_states(recipe):
-    info = recipe["train_job"].info()
-    assert info.gpus == [("L40S", 1)]
-    assert info.timeout == 2 * 3600 and info.max_retries == 2
-    assert list(info.volumes) == ["/runs"]
-
-
-def test_the_image_has_what_the_recipe_imports(recipe, config, tmp_path):
-    """What a container has loaded after a run comes with what the image installs."""
-    app, train = remote.modal.App("test"), recipe["train_sft"]
-
-    def spy(config):
-        import sys
-
-        train(config)
-        return sorted({name.partition(".")[0] for name in sys.modules})
-
-    with Standin(), remote.session(app, "modal") as jobs:
-        job = app.function(image=remote.image(), serialized=True, timeout=120)(spy)
-        used = jobs.run(job, config | {"steps": 2})
-    owners = importlib.metadata.packages_distributions()
-    needed = {owners[name][0].lower() for name in used if name in owners}
-    extra = needed - closure([*remote.PACKAGES, "modal"])
-    assert "torch" in needed
-    # sniffio is used by others where it happens to be there.
-    assert extra <= {"beneath-the-api", "sniffio"}, extra
-
-
-def closure(names):
-    """Names of distributions with all that they require here."""
-    found, waiting = set(), [name.lower() for name in names]
-    while waiting:
-        name = waiting.pop()
-        if name in found:
-            continue
-        found.add(name)
-        try:
-            requires = importlib.metadata.requires(name) or []
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        wanted = [re.match(r"[\w.-]+", r)[0] for r in requires if "extra ==" not in r]
-        waiting += [name.lower().replace("_", "-") for name in wanted]
-    return found | {name.replace("-", "_") for name in found}
+def test_a_finished_run_called_again_learns_no_more(config):
+    one = cpu.train_sft(config)
+    before = last_weights(config["output_dir"])
+    two = cpu.train_sft(config)
+    assert one["validation_loss"] == two["validation_loss"]
+    assert furthest(before, last_weights(config["output_dir"])) == 0
 
 
 # --- short runs on part of the data --------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def arm():
-    """`train_arm` of notebook 04, among the names of the recipe."""
-    names = PARAMETERS | {"shutil": shutil}
-    return course.borrow("04_train_sft", "recipe", "arm", **names).train_arm
-
-
-def test_a_short_run_answers_and_keeps_no_weights(arm, recipe, config):
-    questions = [pair[0] for pair in PAIRS[:3]]
-    done = arm(config | {"questions": questions})
-    left = {path.suffix for path in Path(config["folder"]).rglob("*") if path.is_file()}
+def test_a_short_run_answers_and_keeps_no_weights(config):
+    questions = [question for question, _ in PAIRS[:3]]
+    short = config | {"questions": questions, "keep_adapter": False}
+    done = cpu.train_sft(short)
+    left = {path.suffix for path in Path(config["output_dir"]).rglob("*")}
     assert ".jsonl" in left and not left & {".safetensors", ".bin", ".pt", ".pth"}
-    again = recipe["train_sft"](config | {"folder": config["folder"] + "_again"})
-    ask = {"adapter": config["folder"] + "_again/adapter", "prompt": "", "alone": 0}
-    told = recipe["answer"](config | ask | {"questions": questions})
+    assert json.loads(json.dumps(done)) == done
+    again = elsewhere(config, "_again")
+    assert losses(cpu.train_sft(again)) == losses(done)
+    ask = {"model_name_or_path": config["model_name_or_path"], "questions": questions}
+    ask["adapter"] = again["output_dir"] + "/adapter"
+    told = engine.answer(ask | {"alone": 1})
     assert done["replies"] == [text for text, *_ in told["replies"]]
-    assert len(done["replies"]) == 3 and losses(done) == losses(again)
+    assert told["alone"][0][0] == done["replies"][0] and len(told["alone"]) == 1
+    kept = load_file(f"{ask['adapter']}/adapter_model.safetensors")
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float16}
 
 
-def test_short_runs_with_all_weights_and_through_modals_client(arm, config, tmp_path):
-    questions = [pair[0] for pair in PAIRS[:3]]
-    every = {"questions": questions, "rank": 0, "frozen": 0, "steps": 2, "rate": 1e-3}
-    here = arm(config | every)
-    assert len(here["replies"]) == 3 and here["trained_weights"] > 100_000
-    assert not list(Path(config["folder"]).rglob("*.safetensors"))
-    app, volume_path = remote.modal.App("test"), tmp_path / "volume"
-    with Standin() as modal_here:
-        volume = remote.modal.Volume.from_name("test", create_if_missing=True)
-        heavy = arm.__globals__["HEAVY"] | {"volumes": {str(volume_path): volume}}
-        with remote.session(app, "modal") as jobs:
-            job = app.function(**heavy)(in_float32(arm))
-            there = jobs.run(job, config | every | {"folder": f"{volume_path}/arm"})
-        assert not list(modal_here.volume("test").rglob("*.safetensors"))
-    assert not modal_here.unknown and not modal_here.errors
-    assert there["replies"] == here["replies"]
-    assert losses(there) == pytest.approx(losses(here), rel=1e-5)
+# --- the order of batches ------------------------------------------------------------
 
 
-# --- three hundred lines -------------------------------------------------------------
+def test_batches_are_of_one_length_and_come_in_random_order():
+    rows = [{"prompt": [{"content": "q" * n}]} for n in range(60)]
+    drawn = length_grouped_batches(rows, 5, 24, seed=0)
+    sizes = [len(row["prompt"][0]["content"]) for row in drawn]
+    assert sorted(sizes[:60]) == sorted(sizes[60:]) == list(range(60))  # two passes
+    batches = [sizes[i : i + 5] for i in range(0, 120, 5)]
+    assert all(max(batch) - min(batch) == 4 for batch in batches)
+    assert batches[:12] != sorted(batches[:12]) and batches[:12] != batches[12:]
+    assert drawn == length_grouped_batches(rows, 5, 24, seed=0)
+    assert drawn != length_grouped_batches(rows, 5, 24, seed=1)
 
 
-def test_the_recipe_has_at_most_300_lines():
-    notebook, utils = recipe_lines()
-    assert 100 < notebook < 220
-    assert notebook + utils <= 300
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"recipe has {notebook + utils} lines" in readme
-
-
-def recipe_lines():
-    """Lines of code, without docstrings, comments and blanks: notebook, and utils.
-
-    In utils: what the recipe calls to load, to save and to draw. Not counted is the
-    one-off conversion of the laptop's weights, which a model of the Hub does not need.
-    """
-    cells = course.cells_tagged("04_train_sft", "recipe")
-    code = "\n\n".join(cell for cell in cells if "def answer(" not in cell)
-    total = sum(len(rows(code, node)) for node in ast.parse(code).body)
-    words = set(re.findall(r"\w+", code)) - {"fetch"}
-    return total, sum(called(module, words) for module in ("models", "plots"))
-
-
-def called(module, words):
-    source = (ROOT / "utils" / f"{module}.py").read_text()
-    kinds = ast.FunctionDef | ast.ClassDef
-    known = {n.name: n for n in ast.parse(source).body if isinstance(n, kinds)}
-    waiting, seen = [name for name in known if name in words], set()
-    while waiting:
-        name = waiting.pop()
-        if name not in seen | {"_laptop"}:
-            seen.add(name)
-            inside = {n.id for n in ast.walk(known[name]) if isinstance(n, ast.Name)}
-            waiting += [other for other in known if other in inside]
-    return sum(len(rows(source, known[name])) for name in seen)
-
-
-def rows(source, node):
-    lines, documented = source.splitlines(), set()
-    for one in ast.walk(node):
-        kinds = ast.FunctionDef | ast.ClassDef
-        if isinstance(one, kinds) and ast.get_docstring(one) is not None:
-            first = one.body[0]
-            documented |= set(range(first.lineno, first.end_lineno + 1))
-    start = min([d.lineno for d in getattr(node, "decorator_list", [])] + [node.lineno])
-    return [
-        number
-        for number in range(start, node.end_lineno + 1)
-        if number not in documented
-        and lines[number - 1].strip()
-        and not lines[number - 1].strip().startswith("#")
-    ]
+@pytest.mark.parametrize(("examples", "batch", "steps"), [(3, 8, 2), (9, 4, 20)])
+def test_any_number_of_examples_fills_a_run(examples, batch, steps):
+    drawn = length_grouped_batches(EXAMPLES[:examples], batch, steps, seed=0)
+    assert len(drawn) == batch * steps
+    assert all(example in drawn for example in EXAMPLES[:examples])

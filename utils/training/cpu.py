@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PrinterCallback, TrainerCallback
@@ -44,7 +45,7 @@ class CachedPrefixSFTTrainer(SFTTrainer):
     """
 
     cache_bytes = 2 << 30
-    # Of use to every run in this process: by base model, frozen layers and text.
+    # For every run in this process: by base model, number format, layers and text.
     cached: dict[tuple, torch.Tensor] = {}  # noqa: RUF012
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -73,7 +74,7 @@ class CachedPrefixSFTTrainer(SFTTrainer):
         frozen = count_frozen(core)
         if not frozen:
             return core(input_ids=ids, attention_mask=mask).last_hidden_state
-        name = core.config._name_or_path, frozen
+        name = core.config._name_or_path, self.args.bf16, frozen
         rows = zip(ids, mask, strict=True)
         texts = [(*name, *row[real.bool()].tolist()) for row, real in rows]
         states = [self.cached.get(text) for text in texts]
@@ -178,7 +179,7 @@ class DedupGRPOTrainer(GRPOTrainer):
 
 
 class EvalCallback(TrainerCallback):
-    """Asks validation prompts greedily: before the first step, now and then, and last.
+    """Asks validation prompts greedily, before the first step and every so many.
 
     The rewards go to the log, which checkpoints hold, as "validation".
     """
@@ -265,6 +266,12 @@ def hard_first(
     return drawn
 
 
+def count_weights(folder: Path) -> int:
+    """Count the numbers in a folder of weights: after a training, those it trained."""
+    files = folder.glob("*.safetensors")
+    return sum(tensor.numel() for file in files for tensor in load_file(file).values())
+
+
 def prepare(folder: Path) -> None:
     """Set this process up for a training, and say where its log grows."""
     weights.silence_logging()
@@ -304,6 +311,7 @@ def train_sft(config: dict[str, Any]) -> dict[str, Any]:
     done = sft.train(job, CachedPrefixSFTTrainer, tuple(stop))
     done["log"] = [row for row in done["log"] if "train_loss" not in row]
     weights.halve_adapter(folder / "adapter")
+    done["trained_weights"] = count_weights(folder / "adapter")
     losses = [row["eval_loss"] for row in done["log"] if "eval_loss" in row]
     done |= {"validation_loss": losses[-1], "seconds": done["log"][-1]["seconds"]}
     if questions:
