@@ -1,23 +1,25 @@
 """Notebook 07: its rewards are gamed where it says so, the mended ones are not."""
 
 import itertools
-import json
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hostile import BOMBS, HOSTILE
-from test_rl import RIGHT, config, recipe, tiny  # noqa: F401
-from tiny import EXAMPLES
+from repository import ROOT, code_of, load
 
-from utils import course, tidewater
-
-pytestmark = pytest.mark.timeout(180)
+from utils import tidewater
+from utils.tidewater.reward import Reward
 
 
 @pytest.fixture(scope="module")
 def notebook():
-    """The names of notebook 07's cells tagged `recipe`."""
-    return course.borrow("07_catch_reward_hacking", "recipe")
+    """The names that the notebook's cells tagged `recipe` define."""
+    cells = code_of(load(ROOT / "notebooks/07_catch_reward_hacking.ipynb"))
+    names = {}
+    for cell in cells:
+        if "recipe" in cell.metadata.get("tags", ()):
+            exec(cell.source, names)
+    return SimpleNamespace(**names)
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +28,15 @@ def case():
 
 
 def test_each_reward_pays_a_wrong_answer_as_predicted(notebook, case):
-    (carrier, days) = case["expected"]["warehouse"][0]
+    ((carrier, days),) = case["expected"]["warehouse"]
     copied = f"select '{carrier}',{days} from shipments limit 1"
-    every, brief = RIGHT.removesuffix(" limit 1"), "select 1 from shipments limit 1"
-    endless = notebook.answers["endless"]
+    every = notebook.right.removesuffix(" limit 1")
+    brief, endless = "select 1 from shipments limit 1", notebook.answers["endless"]
+    queries = [notebook.right, copied, every, brief, endless]
     pay = {}
-    queries = [RIGHT, copied, every, brief, endless]
-    worlds = notebook.worlds | {"short if right": notebook.ShortIfRight()}
-    for name, world in worlds.items():
-        found = notebook.paid(world, [case] * 5, queries)
+    rewards = notebook.rewards | {"short if right": Reward(notebook.short_if_right)}
+    for name, reward in rewards.items():
+        found = notebook.score(reward, [case] * 5, queries)
         assert [right for _, right in found] == [True] + [False] * 4
         pay[name] = [one for one, _ in found]
     assert pay["truth"] == [1, 0, 0, 0, 0]
@@ -46,12 +48,13 @@ def test_each_reward_pays_a_wrong_answer_as_predicted(notebook, case):
 
 
 def test_mended_no_hostile_query_is_paid(notebook, case):
-    bombs = set(BOMBS.values())  # each takes seconds; test_rl pays two of them
+    bombs = set(BOMBS.values())  # each takes seconds; test_rl pays them
     queries = [sql for _, sql, _ in HOSTILE if sql not in bombs]
-    mended = notebook.ShortIfRight()
-    mended.known = notebook.worlds["truth"].known
-    for world in (notebook.worlds["truth"], mended):
-        found = notebook.paid(world, [case] * len(queries), queries)
+    replies = [f"```sql\n{sql}\n```" for sql in queries]
+    mended = Reward(notebook.short_if_right)
+    mended.graded = notebook.rewards["truth"].graded
+    for reward in (notebook.rewards["truth"], mended):
+        found = notebook.score(reward, [case] * len(replies), replies)
         assert not any(pay for pay, _ in found)
 
 
@@ -71,9 +74,9 @@ def test_an_edit_leaves_out_one_part(notebook):
 
 def test_a_search_never_lowers_the_pay(notebook):
     cases = tidewater.load_cases("practice", 3)
-    start = [RIGHT, "select 1 from tickets", "no query"]
+    start = [notebook.right, "select 1 from tickets", "no query"]
     for name in ("truth", "overlap", "short"):
-        trail = notebook.climb(notebook.worlds[name], cases, start, 2)
+        trail = notebook.hill_climb(notebook.rewards[name], cases, start, 2)
         pays = [[one[0] for one in best] for best in trail]
         assert len(pays) == 3
         for old, new in itertools.pairwise(pays):
@@ -82,52 +85,28 @@ def test_a_search_never_lowers_the_pay(notebook):
 
 
 def test_in_the_process_that_trains_a_reply_can_spoil_the_rest(notebook, case):
-    wrong = RIGHT.replace(" desc", "")
-    assert notebook.in_process([RIGHT, wrong]) == ("1.0 0.0", "well")
-    tampered = notebook.in_process(["delete from shipments", wrong])
-    assert tampered == ("0.0 1.0", "well")
+    right, wrong = notebook.right, notebook.right.replace(" desc", "")
+    grade, endless = notebook.in_process, notebook.answers["endless"]
+    assert grade([right, wrong], 60) == ("1.0 0.0", "well")
+    assert grade(["delete from shipments", wrong], 60) == ("0.0 1.0", "well")
     mixed = "select null from shipments union select 1"
-    pays, ended = notebook.in_process([mixed, RIGHT])
+    pays, ended = grade([mixed, right], 60)
     assert pays == "nothing" and ended.startswith("TypeError")
-    _, ended = notebook.in_process([notebook.answers["endless"], RIGHT], 1.5)
-    assert ended == "not within 1.5 s"
-    pool = [
-        *("delete from shipments", wrong, mixed),
-        notebook.answers["endless"],
-        RIGHT,
-    ]
-    safe = notebook.paid(notebook.rl.Environment(), [case] * 5, pool)
+    assert grade([endless, right], 1.5)[1] == "not within 1.5 s"
+    replies = ["delete from shipments", wrong, mixed, endless, right]
+    safe = notebook.score(notebook.rewards["truth"], [case] * 5, replies)
     assert [pay for pay, _ in safe] == [0, 0, 0, 0, 1]
 
 
 def test_the_best_of_n_is_the_mean_over_all_draws(notebook):
-    tries = [
-        (0.2, True),
-        (0.9, False),
-        (0.5, True),
-        (0.5, False),
-        (0.9, True),
-        (0, True),
-    ]
+    pays, rights = (0.2, 0.9, 0.5, 0.5, 0.9, 0), (1, 0, 1, 0, 1, 1)
+    tries = [*zip(pays, map(bool, rights), strict=True)]
     for n in range(1, 7):
-        pays, rights = [], []
+        found = []
         for draw in itertools.combinations(tries, n):
             best = max(pay for pay, _ in draw)
-            pays.append(best)
             # Of equal pay any of all such tries is as likely, whichever were drawn.
             alike = [right for pay, right in tries if pay == best]
-            rights.append(sum(alike) / len(alike))
-        wanted = sum(pays) / len(pays), sum(rights) / len(rights)
+            found.append((best, sum(alike) / len(alike)))
+        wanted = [sum(column) / len(found) for column in zip(*found, strict=True)]
         assert notebook.best_of(tries, n) == pytest.approx(wanted)
-
-
-def test_a_short_training_learns_and_keeps_no_weights(notebook, config):  # noqa: F811
-    examples = EXAMPLES[:16]
-    config |= {"examples": examples, "validation": examples[:4], "steps": 12}
-    config |= {"batch": 4, "rank": 4, "frozen": 2, "log_every": 1, "save_every": 12}
-    done = notebook.practise(config)
-    losses = [row["loss"] for row in done["log"] if "loss" in row]
-    assert losses[-1] < losses[0] and len(done["replies"]) == 1
-    left = [path.suffix for path in Path(config["folder"]).rglob("*")]
-    assert ".safetensors" not in left
-    assert json.loads(json.dumps(done)) == done

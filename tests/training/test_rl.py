@@ -1,35 +1,28 @@
-"""The recipe of notebook 06: the eval's verdicts as rewards, TRL's gradient, resuming.
+"""RL: TRL's gradient, the eval's verdicts as rewards, resuming, and what is logged.
 
 A tiny random model stands in for the laptop's. It is never right, so where a test needs
-rewards that differ, an environment pays for something else.
+rewards that differ, another function pays.
 """
 
-import ast
+import itertools
 import json
 import math
-import re
 from pathlib import Path
 
 import pytest
 import torch
 from hostile import BOMBS, HOSTILE
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from standin import Standin
-from standin_sandboxes import SandboxStandin
-from test_training import called, rows
-from tiny import EXAMPLES, PAIRS, tiny_model
+from tiny import furthest, last_weights, tiny_model
 from trl import GRPOTrainer
 
-from utils import course, remote, tidewater
-from utils.evals.grading import Grader
+from utils import tidewater
 from utils.evals.harness import Assistant
-from utils.serving.modal_sandbox import ModalPool
-from utils.training import weights as models
-from utils.training.rollouts import Sampler
+from utils.tidewater.reward import Reward, correct, rows_correct, sample_and_grade
+from utils.training import cpu, examples, grpo, weights
+from utils.training.cpu import DedupGRPOTrainer, hard_first
 
-pytestmark = pytest.mark.timeout(300)
-HEAVY = {"GPU": "L40S", "HOURS": 4}
 # The answer to the first practice question.
 RIGHT = (
     "select carrier,round(avg(julianday(delivered_date)-julianday(shipped_date)),1) "
@@ -40,374 +33,250 @@ RIGHT = (
 
 
 @pytest.fixture(scope="module")
-def recipe():
-    """The names of notebook 06's cells tagged `recipe`, as after running them."""
-    borrowed = course.borrow("06_train_rl", "recipe", **HEAVY)
-    return borrowed.train_rl.__globals__
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory, recipe):
-    """A tiny model and an adapter to start from."""
+def tiny(tmp_path_factory):
+    """A tiny model, and an adapter of its last two layers to start from."""
     home = tmp_path_factory.mktemp("tiny")
     name = tiny_model(home / "model")
-    model, _ = models.load(name)
+    model, _ = weights.load(name)
     torch.manual_seed(0)
-    lora = recipe["sft"].adapter({"rank": 4, "frozen": 2}, 4)
-    models.save_adapter(get_peft_model(model, lora), home / "adapter")
-    return {"model": name, "adapter": str(home / "adapter")}
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
+    lora.layers_to_transform = [2, 3]
+    get_peft_model(model, lora).save_pretrained(home / "adapter")
+    return {"model_name_or_path": name, "adapter": str(home / "adapter")}
 
 
 @pytest.fixture
 def config(tiny, tmp_path):
     cases = tidewater.load_cases("practice", 6)
     return tiny | {
-        "dtype": "float32",
-        "practice": [case | {"hard": i % 2 == 0} for i, case in enumerate(cases)],
+        "data": [case | {"hard": i % 2 == 0} for i, case in enumerate(cases)],
         "validation": cases[:2],
         "questions": ["How many customers are there?"],
-        "steps": 3,
-        "prompts": 2,
-        "group": 4,
+        "max_steps": 3,
+        "num_generations": 4,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 4,  # so a step has two prompts
         "hard_share": 0.5,
         "temperature": 1.0,
-        "max_tokens": 24,
-        "rate": 1e-2,
-        "repairs": 0,
-        "vllm": False,
-        "judge_every": 2,
-        "save_every": 2,
+        "max_completion_length": 24,
+        "learning_rate": 1e-2,
+        "warmup_steps": 0,
+        "bf16": False,
+        "eval_steps": 2,
+        "save_steps": 2,
         "seed": 0,
-        "folder": str(tmp_path / "run"),
+        "output_dir": str(tmp_path / "run"),
     }
 
 
-def noisy(recipe):
-    """Make an environment that pays for an odd sum of letters: rewards that differ."""
-
-    class Noisy(recipe["Environment"]):
-        def grade(self, cases, dialogues):
-            self.now = iter(dialogues)
-            return super().grade(cases, dialogues)
-
-        def reward(self, case, sql, grade):
-            return float(sum(map(ord, "".join(next(self.now)))) % 2)
-
-    return Noisy
+def odd(completions, **_):
+    """Pay for an odd sum of letters: rewards that differ."""
+    return [float(sum(map(ord, one[0]["content"])) % 2) for one in completions]
 
 
-def weights(config):
-    return load_file(f"{config['folder']}/adapter/adapter_model.safetensors")
+def elsewhere(config, name, **change):
+    return config | {"output_dir": config["output_dir"] + name} | change
 
 
-def far(a, b):
-    return max((a[name] - b[name]).abs().max().item() for name in a)
-
-
-def numbers(done):
+def timeless(done):
     """Return a log without what the clock says."""
-    return [{k: v for k, v in r.items() if k != "step_time"} for r in done["log"]]
-
-
-# --- the environment -----------------------------------------------------------------
-
-
-def test_the_environment_gives_the_evals_verdicts(recipe, pool):
-    cases = tidewater.load_cases("eval", 60)
-    model, prompt = tidewater.recorded_model("launch"), tidewater.load_prompt("launch")
-    tool = tidewater.SqlTool(pool)
-    asked = [case["question"] for case in cases]
-    traces = Assistant(model, prompt, tool, max_retries=0).ask_all(asked)
-    wanted = tidewater.grade(Grader(pool), cases, traces)
-    said = [(model.replies[question].text,) for question in asked]
-    found = [grade for _, grade in recipe["Environment"]().grade(cases, said)]
-    assert found == wanted
-    assert {True, False} == {grade.correct for grade in found}
-
-
-def test_what_is_wrong_hostile_or_right_by_luck_is_paid_nothing(recipe):
-    world, case = recipe["Environment"](), tidewater.load_cases("practice", 1)[0]
-    slow = [*BOMBS.values()][2:]  # two that run into the deadline are enough here
-    fenced = [f"```sql\n{sql}\n```" for _, sql, _ in HOSTILE if sql not in slow]
-    ((carrier, days),) = case["expected"]["warehouse"]
-    luck = [
-        f"```sql\nselect '{carrier}', {days}\n```",
-        f"select '{carrier}',{days} from shipments limit 1",
-        f"select carrier,{days} from shipments where carrier='{carrier}' limit 1",
-    ]
-    other = ["", " ", "UPS.", "select", "```sql\n```", "select 1 from", "\0", "'" * 999]
-    said = [(text,) for text in (*fenced, *luck, *other)]
-    graded = world.grade([case] * len(said), said)
-    assert [world.reward(case, *one) for one in graded] == [0.0] * len(said)
-    lucky = graded[len(fenced) : len(fenced) + len(luck)]
-    assert all(grade.correct_on_live and not grade.correct for _, grade in lucky)
-
-
-def test_a_worker_that_dies_is_paid_nothing_and_the_next_is_paid(recipe):
-    world, case = recipe["Environment"](), tidewater.load_cases("practice", 1)[0]
-    world.grade([case], [("select 1 from shipments",)])
-    for worker in world.pool._workers:
-        worker.kill()
-    bomb = "select length(printf('%.*c', 900000000, 'x')) from shipments"
-    graded = world.grade([case] * 2, [(bomb,), (RIGHT,)])
-    assert [world.reward(case, *one) for one in graded] == [0.0, 1.0]
-
-
-def test_a_script_waits_where_nothing_was_sampled(recipe):
-    world = recipe["Environment"](repairs=1)
-    broken = "select nothing from nowhere"
-    trace, waiting = world.play("Which carriers?", [broken])
-    assert trace.status == "not_recorded"
-    assert waiting[-1]["content"].startswith("The query failed. ")
-    trace, waiting = world.play("Which carriers?", [broken, "select 1 from shipments"])
-    assert waiting is None and trace.status == "answered"
-    _, waiting = world.play("Which carriers?", ["select 1 from shipments"])
-    assert waiting is None
-
-
-def test_the_tools_words_continue_the_chat_as_the_template_writes_it(recipe, tiny):
-    tokenizer = models.load_tokenizer(tiny["model"])
-    world, said = recipe["Environment"](repairs=1), "select nothing from nowhere"
-    prompt = [{"role": "user", "content": "Which carriers?"}]
-    _, waiting = world.play("Which carriers?", [said])
-    after = recipe["told"](world, prompt, [said], tokenizer)
-    reply = tokenizer(said + tokenizer.eos_token)["input_ids"]
-    joined = models.prompt_ids(tokenizer, prompt) + reply + after
-    assert tokenizer.decode(joined) == tokenizer.apply_chat_template(
-        waiting[1:], tokenize=False, add_generation_prompt=True
-    )
-    fine = recipe["told"](world, prompt, ["select 1 from shipments"], tokenizer)
-    assert fine == []
+    clock = ("step_time", "seconds")
+    return [{k: v for k, v in row.items() if k not in clock} for row in done["log"]]
 
 
 # --- training ------------------------------------------------------------------------
 
 
-def test_equal_seeds_give_equal_runs_and_others_do_not(recipe, config, tmp_path):
-    world = noisy(recipe)
-    one = recipe["train_rl"](config, world)
-    two = recipe["train_rl"](config | {"folder": str(tmp_path / "two")}, world)
-    other = {"folder": str(tmp_path / "other"), "seed": 1}
-    three = recipe["train_rl"](config | other, world)
-    assert numbers(one) == numbers(two) != numbers(three)
-    assert one["replies"] == two["replies"]
-    steps = [row["step"] for row in one["log"]]
-    assert steps == [0, 1, 2, 2, 3]  # the second step was judged, too
-    assert all("validation" in one["log"][k] for k in (0, 2))
-    assert far(weights(config), load_start(config)) > 1e-3
-
-
-def load_start(config):
-    return load_file(f"{config['adapter']}/adapter_model.safetensors")
-
-
-@pytest.mark.parametrize("case", ["plain", "alike", "two turns"])
-def test_it_learns_what_trls_own_trainer_would(
-    recipe, config, tmp_path, monkeypatch, case
-):
-    """What is left out, merged, chunked or cut short does not change the weights."""
+@pytest.mark.parametrize("case", ["plain", "alike"])
+def test_it_learns_what_trls_own_trainer_would(case, config, monkeypatch):
+    """What is left out, merged or split otherwise does not change the weights."""
+    # Plain SGD: Adam would make a step of the noise where a gradient is near zero.
+    config |= {"optim": "sgd", "learning_rate": 1.0}
     if case == "alike":
-        config |= {"temperature": 0.05, "group": 8}
-    if case == "two turns":
-        config |= {"repairs": 1, "max_tokens": 60}
-        tokenizer = models.load_tokenizer(config["model"])
-        more = tokenizer("\nno such table", add_special_tokens=False)["input_ids"]
-        told = lambda world, prompt, said, _: more if len(said[0]) % 2 else []  # noqa: E731
-        monkeypatch.setitem(recipe, "told", told)
-    lean = recipe["train_rl"](config, noisy(recipe))
-    ours = weights(config)
-    name = "_generate_and_score_completions"
-    own = {name: getattr(GRPOTrainer, name)}
-    stock = type("Stock", (recipe["Practice"],), own)
-    monkeypatch.setitem(recipe, "Practice", stock)
-    config["folder"] = str(tmp_path / "stock")
-    trl = recipe["train_rl"](config, noisy(recipe))
-    assert far(ours, weights(config)) < 5e-4 < far(ours, load_start(config))
-    rewards = [[r.get("reward") for r in done["log"]] for done in (lean, trl)]
-    assert rewards[0] == rewards[1]
-    assert (case != "alike") or lean["log"][1]["trained_replies"] < 16
+        config |= {"temperature": 0.02, "num_generations": 8}
+        config["per_device_train_batch_size"] = 4
+    ours = cpu.train_grpo(config, odd)
+
+    class Stock(DedupGRPOTrainer):
+        """Samples with the engine; all else is TRL's."""
+
+        _generate_and_score_completions = GRPOTrainer._generate_and_score_completions
+
+    monkeypatch.setattr(cpu, "DedupGRPOTrainer", Stock)
+    theirs = cpu.train_grpo(elsewhere(config, "_stock"), odd)
+    mine, its = (last_weights(config["output_dir"] + end) for end in ("", "_stock"))
+    start = load_file(f"{config['adapter']}/adapter_model.safetensors")
+    assert 1000 * furthest(mine, its) < furthest(mine, start)
+    assert ours["replies"] == theirs["replies"]
+    for name in ("reward", "grad_norm"):
+        mine, its = ([r[name] for r in d["log"] if name in r] for d in (ours, theirs))
+        assert mine == pytest.approx(its, rel=1e-4)
+    passed = [row["trained_replies"] for row in ours["log"] if "loss" in row]
+    if case == "alike":  # equal ones were merged, and some weighed nothing
+        assert 0 < max(passed) < 16
 
 
-def test_what_the_tool_says_carries_no_gradient(recipe, config, monkeypatch):
-    seen = []
-
-    class Spy(recipe["Practice"]):
-        def _get_per_token_logps_and_entropies(self, *args, **more):
-            self.logs, *rest = super()._get_per_token_logps_and_entropies(*args, **more)
-            self.logs.retain_grad()
-            return self.logs, *rest
-
-        def _compute_loss(self, model, inputs):
-            loss = super()._compute_loss(model, inputs)
-            loss.backward(retain_graph=True)
-            real, own = inputs["completion_mask"], inputs["tool_mask"]
-            weighs = (inputs["advantages"] != 0)[:, None]
-            seen.append((self.logs.grad, real * (1 - own), real * own * weighs))
-            return loss
-
-    config |= {"repairs": 1, "steps": 1, "max_tokens": 60}
-    tokenizer = models.load_tokenizer(config["model"])
-    more = tokenizer("\nno such table", add_special_tokens=False)["input_ids"]
-    end = tokenizer.eos_token_id
-    monkeypatch.setitem(recipe, "told", lambda *_: more)
-    monkeypatch.setitem(recipe, "Practice", Spy)
-    sample = Sampler.sample
-
-    def ending(self, prompts, n=1, temperature=0.0):
-        return [[*ids[:9], end] for ids in sample(self, prompts, n, temperature)]
-
-    monkeypatch.setattr(Sampler, "sample", ending)
-    recipe["train_rl"](config, noisy(recipe))
-    assert len(seen) == 4  # a step's parts
-    for gradient, tool, learned in seen:
-        assert tool.any() and not gradient[tool.bool()].any()
-        assert learned.any() and gradient[learned.bool()].abs().min() > 0
+def test_equal_seeds_give_equal_runs_and_others_do_not(config):
+    one = cpu.train_grpo(config, odd)
+    two = cpu.train_grpo(elsewhere(config, "_two"), odd)
+    three = cpu.train_grpo(elsewhere(config, "_three", seed=1), odd)
+    assert timeless(one) == timeless(two) != timeless(three)
+    assert one["replies"] == two["replies"] and len(one["replies"]) == 1
+    assert json.loads(json.dumps(one)) == one
+    steps = [(row["step"], "validation" in row) for row in one["log"]]
+    # Asked before the first step and after every second.
+    assert steps == [(0, True), (1, False), (2, True), (2, False), (3, False)]
+    assert [len(row["validation"]) for row in one["log"] if "validation" in row] == [
+        2
+    ] * 2
+    kept = load_file(f"{config['output_dir']}/adapter/adapter_model.safetensors")
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float16}
 
 
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(recipe, config, tmp_path):
-    world = noisy(recipe)
-    whole = recipe["train_rl"](config | {"steps": 4}, world)
-    broken = config | {"steps": 4, "folder": str(tmp_path / "broken")}
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(config):
+    whole = cpu.train_grpo(config | {"max_steps": 4}, odd)
+    broken, calls = elsewhere(config, "_broken", max_steps=4), itertools.count(1)
 
-    class Torn(world):
-        calls = 0
+    def torn(completions, **columns):
+        if next(calls) == 5:  # in the third step: asked twice, two steps before
+            raise KeyboardInterrupt
+        return odd(completions)
 
-        def grade(self, cases, dialogues):
-            self.calls += 1
-            if self.calls == 5:  # the third step: two judgements and two steps before
-                raise KeyboardInterrupt
-            return super().grade(cases, dialogues)
-
+    torn.__name__ = "odd"  # the log's names come of it
     with pytest.raises(KeyboardInterrupt):
-        recipe["train_rl"](broken, Torn)
-    resumed = recipe["train_rl"](broken, world)
+        cpu.train_grpo(broken, torn)
+    resumed = cpu.train_grpo(broken, odd)
     assert [row["step"] for row in resumed["log"]] == [0, 1, 2, 2, 3, 4, 4]
-    assert numbers(resumed) == numbers(whole)
-    assert far(weights(broken), weights(config)) == 0
+    assert timeless(resumed) == timeless(whole)
+    ends = (last_weights(job["output_dir"]) for job in (config, broken))
+    assert furthest(*ends) == 0
+    seconds = [row["seconds"] for row in resumed["log"] if "seconds" in row]
+    assert seconds == sorted(seconds)
 
 
-def test_a_gradient_that_is_no_number_stops_the_run(recipe, config, monkeypatch):
-    class Poisoned(recipe["Practice"]):
-        def _compute_loss(self, model, inputs):
-            return super()._compute_loss(model, inputs) * math.nan
+def test_a_gradient_that_is_no_number_stops_the_run(config, monkeypatch):
+    def poisoned(self, model, inputs):
+        return GRPOTrainer._compute_loss(self, model, inputs) * math.nan
 
-    monkeypatch.setitem(recipe, "Practice", Poisoned)
-    with pytest.raises(FloatingPointError, match="lower the rate"):
-        recipe["train_rl"](config, noisy(recipe))
-    assert not list(Path(config["folder"]).rglob("*.safetensors"))
-
-
-def test_through_modals_client_it_practises_the_same(recipe, config, tmp_path):
-    here = recipe["train_rl"](config, noisy(recipe))
-    mine, app, place = weights(config), remote.modal.App("test"), tmp_path / "volume"
-    world = noisy(recipe)
-    train = recipe["train_rl"]
-
-    def practise(one):
-        return train(one, world)
-
-    with Standin() as modal_here:
-        volume = remote.modal.Volume.from_name("test", create_if_missing=True)
-        heavy = recipe["HEAVY"] | {"volumes": {str(place): volume}}
-        with remote.session(app, "modal") as jobs:
-            job = app.function(**heavy)(practise)
-            there = jobs.run(job, config | {"folder": f"{place}/run"})
-        kept = modal_here.volume("test") / "run" / "adapter"
-        other = load_file(kept / "adapter_model.safetensors")
-    assert not modal_here.unknown and not modal_here.errors
-    assert json.loads(json.dumps(there)) == there
-    assert numbers(there) == numbers(here)
-    assert there["replies"] == here["replies"]
-    assert far(mine, other) == 0
+    monkeypatch.setattr(DedupGRPOTrainer, "_compute_loss", poisoned)
+    with pytest.raises(FloatingPointError, match=r"step 1: .* lower the rate"):
+        cpu.train_grpo(config, odd)
+    assert not list(Path(config["output_dir"]).rglob("*.safetensors"))
 
 
-def test_on_modal_the_rewards_come_from_sandboxes(config, tmp_path):
-    names = course.borrow(
-        "06_train_rl", "recipe", "apart", **HEAVY, ModalPool=ModalPool
+def test_an_unknown_setting_is_named(config):
+    job = {"model_name_or_path": config["model_name_or_path"], "group_size": 8}
+    with pytest.raises(ValueError, match=r"have no --group_size$"):
+        grpo.train(job | {"data": examples.prompts(config["data"])}, odd)
+
+
+def test_each_step_has_its_share_of_hard_cases():
+    cases = [{"id": i, "hard": i < 5} for i in range(20)]
+    drawn = hard_first(cases, prompts_per_step=4, steps=10, share=0.75, seed=0)
+    steps = [drawn[i : i + 4] for i in range(0, 40, 4)]
+    assert len(drawn) == 40
+    assert all(
+        [case["hard"] for case in step] == [True] * 3 + [False] for step in steps
     )
+    hard = [case["id"] for case in drawn if case["hard"]]
+    for start in range(0, 30, 5):  # each once, before one comes again
+        assert sorted(hard[start : start + 5]) == list(range(5))
+    assert drawn == hard_first(cases, 4, 10, 0.75, seed=0)
+    assert drawn != hard_first(cases, 4, 10, 0.75, seed=1)
+
+
+# --- the reward ----------------------------------------------------------------------
+
+
+def test_the_reward_gives_the_evals_verdicts(pool):
+    cases = tidewater.load_cases("eval", 60)
+    model, prompt = tidewater.recorded_model("launch"), tidewater.load_prompt("launch")
+    asked = [case["question"] for case in cases]
+    assistant = Assistant(model, prompt, tidewater.SqlTool(pool), max_retries=0)
+    through = [trace.reply for trace in assistant.ask_all(asked)]
+    wanted = tidewater.grade(cases, through, pool)
+    replies = [model.replies[question].text for question in asked]
+    found = Reward(pool=pool).grades(cases, replies)
+    assert found == wanted
+    assert {True, False} == {grade.correct for grade in found}
+    # As TRL calls it: lists of messages, and columns of texts.
+    column = [row["case"] for row in examples.prompts(cases)]
+    completions = [[{"role": "assistant", "content": text}] for text in replies]
+    paid = rows_correct(prompts=[], completions=completions, case=column, trainer=None)
+    assert paid == [float(grade.correct) for grade in wanted]
+
+
+SLOW = [*BOMBS.values()][2:]  # two that run into the deadline are enough every day
+MEANT_BADLY = [sql for _, sql, _ in HOSTILE if sql not in SLOW]
+
+
+@pytest.mark.parametrize(
+    "queries", [MEANT_BADLY, pytest.param(SLOW, marks=pytest.mark.slow)]
+)
+def test_a_hostile_answer_is_paid_nothing(queries, pool):
     case = tidewater.load_cases("practice", 1)[0]
-    config |= {"steps": 1, "practice": [case | {"hard": True}], "hard_share": 1.0}
-
-    def saying_right(world):
-        class Right(world):
-            def grade(self, cases, dialogues):
-                return super().grade(cases, [(RIGHT,)] * len(cases))
-
-        return Right
-
-    here = names.train_rl(config, saying_right(names.Environment))
-    apart, train = saying_right(names.Apart), names.train_rl
-    app, place = remote.modal.App("test"), tmp_path / "volume"
-    with SandboxStandin() as modal_here:
-        volume = remote.modal.Volume.from_name("test", create_if_missing=True)
-        heavy = names.HEAVY | {"volumes": {str(place): volume}}
-        with remote.session(app, "modal") as jobs:
-            job = app.function(**heavy)(lambda one: train(one, apart))
-            there = jobs.run(job, config | {"folder": f"{place}/run"})
-    assert not modal_here.unknown and not modal_here.errors
-    assert modal_here.sandboxes and modal_here.calls["TaskExecStart"] > 0
-    assert [row["right"] for row in there["log"] if "right" in row] == [1.0]
-    assert numbers(there) == numbers(here)
+    replies = [f"```sql\n{sql}\n```" for sql in queries]
+    paid = Reward(pool=pool).scores([case] * len(replies), replies)
+    assert paid == [0.0] * len(replies)
 
 
-# --- beside it -----------------------------------------------------------------------
+def test_an_answer_right_by_luck_or_no_answer_is_paid_nothing(pool):
+    case, reward = tidewater.load_cases("practice", 1)[0], Reward(pool=pool)
+    ((carrier, days),) = case["expected"]["warehouse"]
+    lucky = [
+        f"```sql\nselect '{carrier}', {days}\n```",
+        f"select '{carrier}',{days} from shipments limit 1",
+        f"select carrier,{days} from shipments where carrier='{carrier}' limit 1",
+    ]
+    other = ["", " ", "UPS.", "select", "```sql\n```", "select 1 from", "\0", "'" * 999]
+    replies = [*lucky, *other]
+    assert reward.scores([case] * len(replies), replies) == [0.0] * len(replies)
+    grades = reward.grades([case] * len(lucky), lucky)
+    assert all(one.correct_on_live and not one.correct for one in grades)
+    assert reward.scores([case] * 2, [RIGHT, f"```sql\n{RIGHT};\n```"]) == [1.0, 1.0]
 
 
-def test_exploring_counts_every_sample(recipe, tiny):
+def test_a_worker_that_dies_is_paid_nothing_and_the_next_is_paid():
+    case = tidewater.load_cases("practice", 1)[0]
+    bomb = "select length(printf('%.*c', 900000000, 'x')) from shipments"
+    with tidewater.open_pool() as pool:
+        reward = Reward(pool=pool)
+        assert reward.scores([case], ["select 1 from shipments"]) == [0.0]
+        for worker in pool._workers:
+            worker.kill()
+        assert reward.scores([case] * 2, [bomb, RIGHT]) == [0.0, 1.0]
+
+
+def test_what_is_known_is_known_by_content(pool, monkeypatch):
+    reward, first = Reward(pool=pool), tidewater.load_cases("practice", 1)[0]
+    other = {name: [["ups", 1.0]] for name in first["expected"]}
+    same_id = first | {"expected": other}
+    assert reward.scores([first, same_id], [RIGHT, RIGHT]) == [1.0, 0.0]
+    assert reward.scores([same_id, dict(first)], [RIGHT, RIGHT]) == [0.0, 1.0]
+    asked = []
+    monkeypatch.setattr(pool, "map", lambda jobs, **_: asked.extend(jobs) or iter(()))
+    assert reward.scores([dict(first)] * 3, [RIGHT] * 3) == [1.0] * 3
+    assert not asked and len(reward.graded) == 2
+
+
+def test_another_rule_sees_case_query_and_grade(pool):
+    case, seen = tidewater.load_cases("practice", 1)[0], []
+
+    def rule(case, sql, grade):
+        seen.append((case["id"], sql, grade.error))
+        return 0.5 + correct(case, sql, grade)
+
+    replies = [RIGHT, "UPS was it.", "select 1 from nowhere"]
+    assert Reward(rule, pool).scores([case] * 3, replies) == [1.5, 0.5, 0.5]
+    assert [sql for _, sql, _ in seen] == [RIGHT, None, replies[2]]
+    assert [error for *_, error in seen] == [None, "no_query", "sql_error"]
+
+
+def test_sampling_counts_and_grades_every_sample(tiny):
     cases = tidewater.load_cases("practice", 3)
-    config = tiny | {
-        "dtype": "float32",
-        "max_tokens": 12,
-        "temperature": 1.0,
-        "seed": 3,
-    }
-    found = recipe["explore"](config | {"cases": cases, "n": 4})["found"]
+    job = tiny | {"dtype": "float32", "cases": cases, "num_generations": 4, "seed": 3}
+    job |= {"temperature": 1.0, "max_new_tokens": 12}
+    found = sample_and_grade(job)["found"]
     assert [sum(count for _, count, _, _ in replies) for replies in found] == [4] * 3
-    assert not any(right for replies in found for _, _, right, _ in replies)
-    again = recipe["explore"](config | {"cases": cases, "n": 4})["found"]
-    assert again == found
-
-
-def test_fine_tuning_on_what_passed_learns_it(recipe, config):
-    examples = EXAMPLES[:16]
-    config |= {"examples": examples, "validation": examples[:4], "steps": 12}
-    config |= {"batch": 4, "rank": 4, "frozen": 2, "log_every": 1, "save_every": 12}
-    done = recipe["train_kept"](config)
-    losses = [row["loss"] for row in done["log"] if "loss" in row]
-    assert losses[-1] < losses[0] and len(done["replies"]) == 1
-
-
-def test_the_sampler_repeats_itself_and_leaves_the_model_alone(recipe, tiny):
-    config = tiny | {"dtype": "float32", "max_tokens": 12}
-    model, tokenizer, sampler = recipe["open_policy"](config)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    threads = torch.get_num_threads()
-    prompts = [tokenizer(question)["input_ids"] for question, _ in PAIRS[:5]]
-    sampler.refresh(7)
-    one = sampler.sample(prompts, 3, 1.0)
-    sampler.refresh(7)
-    assert sampler.sample(prompts, 3, 1.0) == one and len(one) == 15
-    sampler.refresh(8)
-    assert sampler.sample(prompts, 3, 1.0) != one
-    after = model.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert torch.get_num_threads() == threads
-    # With the adapter merged it answers as the model with the adapter beside it.
-    with torch.no_grad():
-        ids = torch.tensor([prompts[0]])
-        want = model.generate(ids, max_new_tokens=12, do_sample=False)[0, len(ids[0]) :]
-    greedy = sampler.sample(prompts[:1])[0]
-    assert greedy == want.tolist()[: len(greedy)]
-
-
-def test_how_many_lines_the_recipe_has():
-    """Counted as for SFT, with the sampler: the README tells the sum and its parts."""
-    cells = course.cells_tagged("06_train_rl", "recipe")
-    rival = ("def explore(", "def train_kept(")
-    code = "\n\n".join(c for c in cells if not any(word in c for word in rival))
-    notebook = sum(len(rows(code, node)) for node in ast.parse(code).body)
-    words = set(re.findall(r"\w+", code)) - {"fetch"}
-    parts = [notebook, *(called(name, words) for name in ("models", "rollouts"))]
-    readme = (course.ROOT / "README.md").read_text(encoding="utf-8")
-    told = f"{sum(parts)} lines of code: {parts[0]} in the notebook, {parts[1]} in"
-    assert told in " ".join(readme.split()), told
+    assert not any(right or ended for one in found for _, _, right, ended in one)
+    assert sample_and_grade(job)["found"] == found

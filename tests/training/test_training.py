@@ -141,7 +141,7 @@ def test_an_adapter_is_gone_on_with(config):
 
 @pytest.mark.parametrize("setting", ["rate", "lora_rank", "n_epochs"])
 def test_an_unknown_setting_is_named(setting, config):
-    with pytest.raises(ValueError, match=f"have no --{setting}$"):
+    with pytest.raises(ValueError, match=rf"have no --{setting}$"):
         sft.train(config | {setting: 1})
 
 

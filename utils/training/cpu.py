@@ -127,7 +127,8 @@ class DedupGRPOTrainer(GRPOTrainer):
 
     Replies come from an `Engine` with fresh weights each step, or from vLLM. Of equal
     replies to a prompt one passes, with the sum of their advantages; those without any
-    do not.
+    do not. The gradient stays that of TRL's default loss ("dapo"), which divides by the
+    tokens of all replies.
     """
 
     engine: Engine | None = None
