@@ -300,8 +300,9 @@ def train_sft(config: dict[str, Any]) -> dict[str, Any]:
     keep = job.pop("keep_adapter", True)
     job.pop("sha256", None)  # of the adapter: it is there to tell runs apart
     name, folder = job["model_name_or_path"], Path(job["output_dir"])
-    batch_size, steps = job["per_device_train_batch_size"], job["max_steps"]
-    job["data"] = length_grouped_batches(job["data"], batch_size, steps, job["seed"])
+    batch_size = job["per_device_train_batch_size"]
+    batches = job["max_steps"] * job.get("gradient_accumulation_steps", 1)
+    job["data"] = length_grouped_batches(job["data"], batch_size, batches, job["seed"])
     job |= {"train_sampling_strategy": "sequential", "prediction_loss_only": True}
     job |= {"eval_strategy": "steps", "eval_steps": job["save_steps"]}
     job |= {"per_device_eval_batch_size": 16, "model_name_or_path": weights.fetch(name)}
@@ -350,12 +351,12 @@ def train_grpo(config: dict[str, Any], reward: Callable) -> dict[str, Any]:
     job["model_name_or_path"] = weights.fetch(job["model_name_or_path"])
     job["adapter"] = str(ROOT / job["adapter"])
     prepare(Path(job["output_dir"]))
-    judge = EvalCallback(examples.prompts(validation), reward, every)
+    evaluation = EvalCallback(examples.prompts(validation), reward, every)
 
-    done = grpo.train(job, reward, DedupGRPOTrainer, (judge,))
+    done = grpo.train(job, reward, DedupGRPOTrainer, (evaluation,))
     weights.halve_adapter(Path(job["output_dir"]) / "adapter")
     log = [row for row in done["log"] if "train_loss" not in row]
     chats = [[{"role": "user", "content": question}] for question in questions]
-    engine = judge.trainer.open_engine()
+    engine = evaluation.trainer.open_engine()
     engine.sync_weights(0)
     return {"log": log, "replies": [reply.text for reply in engine.replies(chats)]}

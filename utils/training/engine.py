@@ -307,8 +307,7 @@ def _generator(
     made = ctranslate2.Generator(
         str(folder), compute_type=compute_type, intra_threads=1, **threads
     )
-    # It sets OpenMP's number of threads for this whole thread of Python: a training
-    # after it would run on one core.
+    # It sets the number of threads of this whole thread of Python to one.
     torch.set_num_threads(before)
     return made
 

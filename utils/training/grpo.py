@@ -1,15 +1,18 @@
-"""Reinforcement learning (GRPO, arXiv 2402.03300) of a chat model, with TRL and PEFT.
+r"""Reinforcement learning (GRPO, arXiv 2402.03300) of a chat model, with TRL and PEFT.
 
-    python grpo.py --data prompts.jsonl --reward reward.py:score --adapter sft/adapter
-    modal run --detach grpo.py --use_vllm True ...and the same flags
+    python grpo.py --data prompts.jsonl --reward reward.py:score --adapter sft/adapter \
+        --model_name_or_path Qwen/Qwen3-0.6B
+    GPU=H100 BUDGET_USD=10 modal run --detach grpo.py (the same flags) --use_vllm True
 
-Both want --model_name_or_path, too. A line of the data is {"prompt": [messages], ...}.
-What else it holds goes to the reward, a function in a file of yours:
+A line of the data is {"prompt": [messages], ...}; a message is {"role": "user",
+"content": "..."}. What else a line holds goes to the reward, a function in a file of
+yours, which on Modal must stand alone:
 
-    def score(prompts, completions, **columns) -> list[float]
+    def score(prompts, completions, **columns):
+        "Return a float for each completion (a list of one message), or None."
 
-with lists of as many prompts and completions, each a list of messages. Other flags are
-TRL's (GRPOConfig, ModelConfig). Started again, a run goes on from its last checkpoint.
+Other flags are TRL's (GRPOConfig, ModelConfig), such as --max_steps. Started again, a
+run goes on from its last checkpoint. vLLM has not been run with it.
 """
 
 import argparse
@@ -22,12 +25,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import modal
 
-# BUDGET_USD=10 GPU=H100 USD_PER_HOUR=3.95 modal run grpo.py ...; look the price up.
-GPU, USD_PER_HOUR = os.environ.get("GPU", "L40S"), os.environ.get("USD_PER_HOUR", 1.95)
-SECONDS = int(3600 * float(os.environ.get("BUDGET_USD", 5)) / float(USD_PER_HOUR))
+PRICES = {"L4": 0.80, "L40S": 1.95, "A100-80GB": 2.50, "H100": 3.95}  # USD an hour
+GPU, BUDGET_USD = os.environ.get("GPU", "L40S"), os.environ.get("BUDGET_USD", "5")
+SECONDS = min(86_400, int(3600 * float(BUDGET_USD) / PRICES[GPU]))  # then Modal ends it
 DEFAULTS = {
     "use_peft": True,  # LoRA (arXiv 2106.09685) of all layers
     "lora_r": 32,
@@ -131,6 +135,10 @@ def train(
         peft_config=lora,
         callbacks=[JsonlLogger(), *callbacks],
     )
+    mark, digest = Path(args.output_dir, "data.crc"), str(crc32(repr(data).encode()))
+    if mark.exists() and mark.read_text() != digest:
+        raise ValueError(f"{args.output_dir} is of other data: name a new folder")
+    mark.write_text(digest)
     checkpoints = Path(args.output_dir).glob("checkpoint-*")
     trainer.train(resume_from_checkpoint=any(checkpoints))
     trainer.save_model(f"{args.output_dir}/adapter")
@@ -148,11 +156,11 @@ def load_reward(path: str, name: str) -> Callable[..., list[float]]:
 
 def read_flags(flags: list[str] | None = None) -> dict[str, Any]:
     """Make a configuration of flags, with the rows of the data in it."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--data", type=Path, required=True, help="prompts, JSON lines")
     parser.add_argument("--reward", required=True, help="file.py:function")
     parser.add_argument("--model_name_or_path", required=True)
-    parser.add_argument("--adapter", help="folder of an adapter to go on with")
+    parser.add_argument("--adapter", help="to go on with; on Modal of the Volume")
     parser.add_argument("--output_dir", default="grpo")
     own, of_trl = parser.parse_known_args(flags)
     path, _, function = own.reward.rpartition(":")
@@ -186,7 +194,7 @@ def train_on_gpu(config: dict[str, Any], reward: str) -> dict[str, Any]:
 def main(*flags: str) -> None:
     """Train on Modal, and bring the adapter home."""
     config = read_flags(list(flags))
-    print(f"{GPU} at {USD_PER_HOUR} USD an hour; ended after {SECONDS / 3600:.1f} h.")
+    print(f"Ends after {SECONDS / 3600:.1f} hours, {BUDGET_USD} USD of {GPU}.")
     train_on_gpu.remote(config, Path(config["reward"][0]).read_text("utf-8"))
     home = Path(config["output_dir"], "adapter")
     home.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Supervised fine-tuning (SFT) of a chat model on your own examples, with TRL and PEFT.
 
     python sft.py --data examples.jsonl --model_name_or_path Qwen/Qwen3-0.6B
-    modal run --detach sft.py --data examples.jsonl --model_name_or_path Qwen/Qwen3-4B
+    GPU=H100 BUDGET_USD=10 modal run --detach sft.py --data examples.jsonl ...
 
 A line of the data is {"prompt": [messages], "completion": [messages]}; other flags are
 TRL's (SFTConfig, ModelConfig). Started again, a run goes on from its last checkpoint.
@@ -13,22 +13,20 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import modal
 
-# BUDGET_USD=10 GPU=H100 USD_PER_HOUR=3.95 modal run sft.py ...; look the price up.
-GPU, USD_PER_HOUR = os.environ.get("GPU", "L40S"), os.environ.get("USD_PER_HOUR", 1.95)
-SECONDS = int(3600 * float(os.environ.get("BUDGET_USD", 5)) / float(USD_PER_HOUR))
+PRICES = {"L4": 0.80, "L40S": 1.95, "A100-80GB": 2.50, "H100": 3.95}  # USD an hour
+GPU, BUDGET_USD = os.environ.get("GPU", "L40S"), os.environ.get("BUDGET_USD", "5")
+SECONDS = min(86_400, int(3600 * float(BUDGET_USD) / PRICES[GPU]))  # then Modal ends it
+PINS = "torch==2.13.0 transformers==5.23.0 trl==1.16.0 peft==0.21.2 datasets==5.2.0"
 # LoRA (arXiv 2106.09685) of all layers; --use_peft False trains all weights.
 DEFAULTS = {"learning_rate": 2e-4, "use_peft": True, "lora_r": 32, "save_steps": 100}
 app = modal.App("sft")
 runs = modal.Volume.from_name("beneath-the-api", create_if_missing=True)
-image = (
-    modal.Image.debian_slim(python_version="3.12")
-    .uv_pip_install("torch==2.13.0", "transformers==5.23.0", "trl==1.16.0")
-    .uv_pip_install("peft==0.21.2", "datasets==5.2.0", "accelerate==1.15.0")
-    .env({"HF_HOME": "/runs/huggingface"})  # weights are downloaded once
-)
+image = modal.Image.debian_slim(python_version="3.12").uv_pip_install(*PINS.split())
+image = image.env({"HF_HOME": "/runs/huggingface"})  # weights are downloaded once
 
 with image.imports():  # `modal run` needs none of these on your own machine
     import torch
@@ -69,14 +67,13 @@ def check_mask(rows: list[dict], tokenizer: Any) -> list[list]:
 def train(config: dict, trainer_class: Any = None, callbacks: tuple = ()) -> dict:
     """Fine-tune a model; returns the log, and what the first row learns.
 
-    `config` holds TRL's settings by their names, rows ("data", "validation"), and may
-    name an "adapter" to go on with and the layers of a new one ("layers_to_transform").
-    Raises ValueError for a setting that TRL does not know, and for a wrong mask.
+    `config`: TRL's settings, rows ("data", "validation"), an "adapter" to go on with.
     """
     gpu = torch.cuda.is_available()
     config = DEFAULTS | {"use_cpu": not gpu, "bf16": gpu} | config
     names = ("data", "validation", "adapter", "layers_to_transform", "flags")
     data, validation, adapter, layers, flags = (config.pop(n, None) for n in names)
+    config.setdefault("eval_strategy", "epoch" if validation else "no")
     parser = TrlParser((SFTConfig, ModelConfig))
     if unknown := parser.set_defaults_with_config(**config):
         raise ValueError(f"TRL's SFTConfig and ModelConfig have no {unknown[0]}")
@@ -102,27 +99,30 @@ def train(config: dict, trainer_class: Any = None, callbacks: tuple = ()) -> dic
     if len(trainer.train_dataset) < len(data):
         raise ValueError("some examples have no reply within max_length tokens")
     mask = check_mask(trainer.train_dataset, trainer.processing_class)
+    mark, digest = Path(args.output_dir, "data.crc"), str(crc32(repr(data).encode()))
+    if mark.exists() and mark.read_text() != digest:
+        raise ValueError(f"{args.output_dir} is of other data: name a new folder")
+    mark.write_text(digest)
     checkpoints = Path(args.output_dir).glob("checkpoint-*")
     trainer.train(resume_from_checkpoint=any(checkpoints))
     trainer.save_model(f"{args.output_dir}/adapter")
     return {"log": trainer.state.log_history, "mask": mask}
 
 
-def read_rows(path: str) -> list[dict]:
-    """Read a file of JSON lines."""
-    return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
-
-
 def read_flags(flags: list[str] | None = None) -> dict[str, Any]:
     """Make a configuration of flags, with the files' rows in it."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--data", type=read_rows, required=True, help="what to learn")
-    parser.add_argument("--validation", type=read_rows, help="examples to keep apart")
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--data", required=True, help="JSON lines to learn")
+    parser.add_argument("--validation", help="JSON lines to keep apart, for their loss")
     parser.add_argument("--model_name_or_path", required=True)
-    parser.add_argument("--adapter", help="a folder to go on from; on Modal /runs/...")
+    parser.add_argument("--adapter", help="to go on with; on Modal /runs/...")
     parser.add_argument("--output_dir", default="sft")
     own, of_trl = parser.parse_known_args(flags)
-    return vars(own) | {"flags": of_trl}
+    config = vars(own) | {"flags": of_trl}
+    for name in filter(config.get, ("data", "validation")):
+        lines = Path(config[name]).read_text("utf-8").splitlines()
+        config[name] = [json.loads(line) for line in lines]
+    return config
 
 
 @app.function(image=image, gpu=GPU, volumes={"/runs": runs}, timeout=SECONDS)
@@ -138,7 +138,7 @@ def train_on_gpu(config: dict[str, Any]) -> dict[str, Any]:
 def main(*flags: str) -> None:
     """Train on Modal, and bring the adapter home."""
     config = read_flags(list(flags))
-    print(f"{GPU} at {USD_PER_HOUR} USD an hour; ended after {SECONDS / 3600:.1f} h.")
+    print(f"Ends after {SECONDS / 3600:.1f} hours, {BUDGET_USD} USD of {GPU}.")
     train_on_gpu.remote(config)
     home = Path(config["output_dir"], "adapter")
     home.mkdir(parents=True, exist_ok=True)
