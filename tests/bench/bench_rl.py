@@ -1,92 +1,84 @@
 """Speed of a GRPO step of notebook 06 against TRL as it comes, on the same questions.
 
-`make bench` prints a Markdown table and saves it with a run card. TRL generates with
-transformers, in 32 bits, and passes every reply through the model with its activations
-computed twice; the recipe's changes leave the gradient as it is (tests/test_rl.py). One
-step each, one after the other in one process: the ratio counts.
+TRL has all cores for its threads. It generates with transformers, in 32 bits, and
+passes every reply through the model with its activations computed twice. What the
+recipe changes leaves the gradient as it is (tests/training/test_rl.py). One step each,
+one after the other in one process: the ratio counts.
 """
 
 import json
-import os
-import sys
 import tempfile
 import time
-from pathlib import Path
-from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+import torch
+from report import QUICK, ROOT, THREADS, markdown, save
 
-from trl import GRPOTrainer  # noqa: E402
+from utils import tidewater
+from utils.course.run import SHIPPED, run_card
+from utils.tidewater.reward import rows_correct
+from utils.training import cpu, examples, grpo, weights
 
-from utils import course, tidewater  # noqa: E402
-
-PROMPTS, GROUP = 8, 8
-RUNS = ROOT / "data" / "runs"
-TRL, LEAN = "TRL as it comes", "recipe"
+PROMPTS, GROUP = (2, 4) if QUICK else (8, 8)
 
 
-def step(recipe: dict[str, Any], name: str) -> dict[str, float]:
-    """Make one step and return its figures."""
-    card = json.loads((RUNS / "06_rl_seed_0" / "card.json").read_text())
-    config = {k: v for k, v in card["config"].items() if not isinstance(v, list)}
-    cases = tidewater.load_cases("practice", 8 * PROMPTS)
-    practice = [case | {"hard": True} for case in cases[-PROMPTS:]]
-    config |= {"practice": practice, "hard_share": 1.0, "validation": cases[:1]}
-    config |= {"questions": [cases[0]["question"]], "seed": 0, "steps": 1}
-    config |= {"prompts": PROMPTS, "group": GROUP, "judge_every": 99, "save_every": 99}
-    settings, practise = recipe["settings"], recipe["Practice"]
-    if name == TRL:
-        whole = "_generate_and_score_completions"
-        own = {whole: getattr(GRPOTrainer, whole)}
-
-        def draw(self: GRPOTrainer, prompts: list, n: int) -> tuple:
-            repeated = [ids for ids in prompts for _ in range(n)]
-            return self._generate_single_turn(repeated, None, {}, n)
-
-        def stock(config: dict) -> Any:
-            made = settings(config)
-            made.gradient_checkpointing, made.bf16 = True, False
-            return made
-
-        recipe |= {"settings": stock}
-        recipe |= {"Practice": type("Stock", (practise,), own | {"draw": draw})}
-    with tempfile.TemporaryDirectory() as folder:
-        done = recipe["train_rl"](config | {"folder": folder})
-    recipe |= {"settings": settings, "Practice": practise}
-    last = done["log"][-1]
-    print(name, last, file=sys.stderr, flush=True)
-    return last
+def configure(folder):
+    """The configuration of the shipped run, for one step on a few hard questions."""
+    card = json.loads((SHIPPED / "06_rl_seed_0" / "card.json").read_text())
+    cases = tidewater.load_cases("practice", 64)
+    return card["config"] | {
+        "data": [case | {"hard": True} for case in cases[-PROMPTS:]],
+        "hard_share": 1.0,
+        "validation": cases[:1],
+        "questions": [cases[0]["question"]],
+        "max_steps": 1,
+        "warmup_steps": 0,
+        "num_generations": GROUP,
+        "per_device_train_batch_size": PROMPTS * GROUP // 4,
+        "eval_steps": 99,
+        "save_steps": 99,
+        "output_dir": folder,
+    }
 
 
-def main() -> None:
-    """Time both in turns; print the table and save it."""
-    started = time.monotonic()
-    recipe = course.borrow("06_train_rl", "recipe", GPU="L40S", HOURS=4)
-    recipe = recipe.train_rl.__globals__
-    found = {name: step(recipe, name) for name in (TRL, LEAN)}
-    lines = [
-        "| a GRPO step | replies a second | mixed groups | times TRL as it comes |",
-        "| --- | --- | --- | --- |",
-    ]
+def train_by_recipe(folder):
+    return cpu.train_grpo(configure(folder), rows_correct)
+
+
+def train_by_trl(folder):
+    """Make the same step by GRPOTrainer itself."""
+    torch.set_num_threads(THREADS)
+    job = configure(folder) | {"report_to": "none", "disable_tqdm": True}
+    for name in ("validation", "questions", "hard_share", "eval_steps", "sha256"):
+        del job[name]
+    cases = cpu.hard_first(job["data"], PROMPTS, 1, 1.0, job["seed"])
+    job |= {"data": examples.prompts(cases), "shuffle_dataset": False}
+    job["model_name_or_path"] = weights.fetch(job["model_name_or_path"])
+    job["adapter"] = str(ROOT / job["adapter"])
+    return grpo.train(job, rows_correct)
+
+
+def main():
+    weights.silence_logging()
+    started, found = time.monotonic(), {}
+    for name, way in (("TRL as it comes", train_by_trl), ("recipe", train_by_recipe)):
+        with tempfile.TemporaryDirectory() as folder:
+            log = way(folder)["log"]
+        found[name] = next(row for row in log if "step_time" in row)
+    rows = []
     for name, row in found.items():
         rate, mixed = (
             PROMPTS * GROUP / row["step_time"],
             1 - row["frac_reward_zero_std"],
         )
-        ratio = found[TRL]["step_time"] / row["step_time"]
-        lines.append(f"| {name} | {rate:.2f} | {mixed:.0%} | {ratio:.1f} |")
-    table = "\n".join(lines)
-    print(table)
-    card = course.run_card(
+        ratio = found["TRL as it comes"]["step_time"] / row["step_time"]
+        rows.append([name, f"{rate:.2f}", f"{mixed:.0%}", f"{ratio:.1f}"])
+    header = ["a GRPO step", "replies a second", "mixed groups"]
+    table = markdown([*header, "times TRL as it comes"], rows)
+    results = {"table": table, "steps": found, "prompts": PROMPTS, "group": GROUP}
+    card = run_card(
         "python tests/bench/bench_rl.py", round(time.monotonic() - started, 1)
     )
-    results = {"table": table, "steps": found, "prompts": PROMPTS, "group": GROUP}
-    text = json.dumps({"card": card, "results": results}, indent=1)
-    (ROOT / "runs").mkdir(exist_ok=True)
-    (ROOT / "runs" / "bench_rl.json").write_text(text + "\n", encoding="utf-8")
-    print("\nSaved runs/bench_rl.json; copy it to data/runs.")
+    save("bench_rl", {"card": card, "results": results})
 
 
 if __name__ == "__main__":

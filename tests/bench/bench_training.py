@@ -1,296 +1,196 @@
 """Speed of the laptop's model: training against stock TRL, replies against generate().
 
-`make bench` prints two Markdown tables and saves them with a run card each; with the
-word `training` or `replies` one of them is made anew. What is compared takes
-turns in one process, so that other load hits all alike: the ratios count.
+    python tests/bench/bench_training.py [training] [replies] [--quick]
 
-Training: the same 64 examples in batches of 8, the same adapter rank and learning rate.
-TRL's SFTTrainer is set up as in its own example: padded, 32 bits on a CPU, gradient
-checkpointing, an adapter on all layers. The recipe is that of notebook 04; in its first
-epoch it sees each text for the first time, later it remembers the frozen layers. With
-layers frozen it learns less in an epoch. So it is also timed with none frozen, and
-until its validation loss is as low as TRL's after one epoch.
+Ways take turns, each in a process of its own, so that other load hits all alike: the
+ratios count. TRL and generate() have all cores for their threads; the recipe trains on
+one, and CTranslate2 works at a batch on each core.
 
-Replies: eval questions, greedily, by the adapter that is shipped.
+Training: the same examples, batches, rank and learning rate. TRL's SFTTrainer is set up
+as in its own example: padded, 32 bits on a CPU, gradient checkpointing, an adapter on
+all layers. The recipe is that of notebook 04; in its first epoch it sees each text for
+the first time, later it remembers the frozen layers. With layers frozen it learns less
+in an epoch. So it is also timed with none frozen, and until its validation loss is as
+low as TRL's after one epoch. Replies: eval questions, greedily, by the shipped adapter.
 """
 
 import json
-import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
-from typing import Any
+from functools import partial
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+import torch
+from report import QUICK, THREADS, markdown, peak_mib, save, timed
 
-from utils import course, tidewater
-from utils.training import weights as models  # noqa: E402
-from utils.training.engine import LocalModel  # noqa: E402
+from utils import tidewater
+from utils.course.run import SHIPPED, read_rows, run_card
+from utils.training import cpu, sft, weights
+from utils.training.engine import Engine
 
-EXAMPLES, BATCH, ROUNDS = 64, 8, 2
-RUNS = ROOT / "data" / "runs"
-ADAPTER = RUNS / "04_sft" / "adapter"
-TRL, UNFROZEN, FIRST, LATER = TRAIN = (
-    "TRL as it comes",
-    "recipe, no layer frozen",
-    "recipe, first epoch",
-    "recipe, later epochs",
-)
-# The ways to reply, and how many questions each is asked: slow ones get fewer.
-REPLY = {
-    "generate(), one by one": 6,
-    "generate(), padded batches": 128,
-    "generate(), the same in bf16": 16,
-    "CTranslate2, 32 bits": 128,
-    "CTranslate2, 8 bits": 128,
-}
+EXAMPLES, BATCH, ROUNDS = (8, 4, 1) if QUICK else (64, 8, 2)
+FEW, SOME, MANY = (2, 2, 2) if QUICK else (6, 16, 128)  # slow ways are asked less
+ADAPTER = SHIPPED / "04_sft" / "adapter"
 
 
-def trainers(
-    folder: str, names: tuple[str, ...] = TRAIN[:3], epochs: int = 1
-) -> dict[str, Any]:
-    """Make the trainers that are compared, each with a model of its own."""
-    from datasets import Dataset
-    from transformers import PrinterCallback
-    from trl import SFTConfig, SFTTrainer
-
-    notebook = course.borrow("04_train_sft", "recipe", GPU="L40S", HOURS=2)
+def configure(epochs):
+    """The configuration of the shipped run, for a few steps on a few of its rows."""
     card = json.loads((ADAPTER.parent / "card.json").read_text())
-    config = {k: v for k, v in card["config"].items() if not isinstance(v, str)}
-    config |= {"steps": epochs * EXAMPLES // BATCH, "batch": BATCH, "folder": folder}
-    config |= {"log_every": 1, "save_every": 1000}
-    config["examples"] = rows_of("04_train.examples.jsonl")[:EXAMPLES]
-    lean = notebook.settings(config)
-    # It would evaluate and save after the last step, which TRL's example does not.
-    lean.eval_strategy = lean.save_strategy = "no"
-    check = Dataset.from_list(rows_of("04_validation.examples.jsonl"))
-    stock = SFTConfig(
-        output_dir=folder,
-        max_steps=config["steps"],
-        per_device_train_batch_size=BATCH,
-        per_device_eval_batch_size=lean.per_device_eval_batch_size,
-        learning_rate=config["rate"],
-        bf16=False,
-        use_cpu=models.device() == "cpu",
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-    )
-    made = {}
-    for name in names:
-        model, tokenizer = models.load(models.LAPTOP)
-        ours = name != TRL
-        frozen = config["frozen"] if name == FIRST else 0
-        if not ours:
-            model.set_attn_implementation("sdpa")  # what transformers would choose
-        kind = notebook.LeanTrainer if ours else SFTTrainer
-        made[name] = kind(
-            model.train(),
-            args=lean if ours else stock,
-            train_dataset=Dataset.from_list(
-                notebook.in_order(config) if ours else config["examples"]
-            ),
-            eval_dataset=check,
-            processing_class=tokenizer,
-            peft_config=notebook.adapter(config | {"frozen": frozen}, 30),
-        )
-        made[name].remove_callback(PrinterCallback)
-        made[name].frozen = frozen
-    return made
+    steps = epochs * EXAMPLES // BATCH
+    return card["config"] | {
+        "data": read_rows(SHIPPED / "04_train.examples.jsonl")[:EXAMPLES],
+        "validation": read_rows(SHIPPED / "04_validation.examples.jsonl"),
+        "max_steps": steps,
+        "per_device_train_batch_size": BATCH,
+        "warmup_steps": min(20, steps // 5),
+        "logging_steps": 1,
+        "save_steps": steps,
+    }
 
 
-def told(name: str, seconds: float) -> None:
-    """Say what was just timed: the whole takes minutes."""
-    print(f"{name}: {seconds:.1f} s", file=sys.stderr, flush=True)
-
-
-def rows_of(name: str) -> list[dict[str, Any]]:
-    """Read a shipped file of examples."""
-    return [json.loads(line) for line in (RUNS / name).read_text().splitlines()]
-
-
-def bench_training() -> dict[str, dict[str, float]]:
-    """Time an epoch of each way, in turns; returns figures by way."""
+def train_by_trl():
+    torch.set_num_threads(THREADS)
+    job = configure(1) | {"lora_dropout": 0.0, "warmup_steps": 0}
+    del job["layers_to_transform"]
+    job["model_name_or_path"] = weights.fetch(job["model_name_or_path"])
+    job |= {"save_strategy": "no", "eval_strategy": "steps", "report_to": "none"}
+    job |= {"eval_steps": job["max_steps"], "disable_tqdm": True}
     with tempfile.TemporaryDirectory() as folder:
-        made = trainers(folder)
-        made[LATER] = made[FIRST]
-        rows = made[TRL].train_dataset
-        tokens = sum(len(row["input_ids"]) for row in rows)
-        seconds = {name: [] for name in TRAIN}
-        losses = {}
-        for _ in range(ROUNDS):
-            for name in TRAIN:
-                if name == FIRST:
-                    made[name].known.clear()
-                started = time.perf_counter()
-                made[name].train()
-                seconds[name].append(time.perf_counter() - started)
-                told(name, seconds[name][-1])
-                if name not in losses:
-                    losses[name] = made[name].evaluate()["eval_loss"]
-    made.clear()
-    found = {
-        name: {
-            "tokens a second": tokens / statistics.median(seconds[name]),
-            "validation loss": losses[name],
-            "seconds": statistics.median(seconds[name]),
-        }
-        for name in TRAIN
+        done = sft.train(job | {"output_dir": folder})
+    return figures_of(done["log"])
+
+
+def train_by_recipe(epochs=1, **change):
+    with tempfile.TemporaryDirectory() as folder:
+        done = cpu.train_sft(configure(epochs) | {"output_dir": folder} | change)
+    return figures_of(done["log"], epochs)
+
+
+def train_later():
+    """Train an epoch, and then another, which alone counts."""
+    with tempfile.TemporaryDirectory() as folder:
+        cpu.train_sft(configure(1) | {"output_dir": folder})
+        return train_by_recipe(adapter=f"{folder}/adapter")
+
+
+def figures_of(log, epochs=1):
+    """Return the seconds of the steps alone, the loss then, and tokens of examples."""
+    tokenizer = weights.load_tokenizer()
+    chats = [row["prompt"] + row["completion"] for row in configure(1)["data"]]
+    texts = tokenizer.apply_chat_template(chats, return_dict=False)
+    return {
+        "tokens": epochs * sum(len(ids) for ids in texts),
+        "validation loss": [row["eval_loss"] for row in log if "eval_loss" in row][-1],
+        "seconds": [row["seconds"] for row in log if "loss" in row][-1],
     }
-    epochs, loss, took = until(losses[TRL])
-    found[f"recipe, {epochs} epochs"] = {
-        "tokens a second": epochs * tokens / took,
-        "validation loss": loss,
-        "seconds": took,
+
+
+def reply(n, backend, compute_type="float32", batch_size=64, dtype="float32"):
+    """Answer the first n questions of the eval."""
+    how = {"backend": backend, "compute_type": compute_type, "batch_size": batch_size}
+    engine = Engine(weights.LAPTOP, ADAPTER, **how)
+    size = n  # at a time
+    if backend == "transformers":
+        size = batch_size  # in the order asked, for the engine would sort them
+        torch.set_num_threads(THREADS)
+        engine.generators[0].to(getattr(torch, dtype))
+    cases = tidewater.load_cases("eval", n)
+    chats = [[{"role": "user", "content": case["question"]}] for case in cases]
+    started, samples = time.perf_counter(), []
+    for start in range(0, n, size):
+        samples += [one for (one,) in engine.sample(chats[start : start + size])]
+    return {
+        "tokens": sum(len(one.ids) for one in samples),
+        "texts": [one.text for one in samples],
+        "seconds": time.perf_counter() - started,
     }
+
+
+TRL, PADDED = "TRL as it comes", "generate(), padded batches"
+WAYS = {
+    "training": {
+        TRL: train_by_trl,
+        "recipe, no layer frozen": partial(train_by_recipe, layers_to_transform=None),
+        "recipe, first epoch": train_by_recipe,
+        "recipe, later epochs": train_later,
+    },
+    "replies": {
+        "generate(), one by one": partial(reply, FEW, "transformers", batch_size=1),
+        PADDED: partial(reply, MANY, "transformers"),
+        "generate(), the same in bf16": partial(
+            reply, SOME, "transformers", dtype="bfloat16"
+        ),
+        "CTranslate2, 32 bits": partial(reply, MANY, "ctranslate2"),
+        "CTranslate2, 8 bits": partial(reply, MANY, "ctranslate2", "int8"),
+    },
+}
+LONGER = {f"recipe, {n} epochs": partial(train_by_recipe, n) for n in range(2, 7)}
+
+
+def run_apart(way):
+    """Run one way in a process of its own; return its figures and peak memory."""
+    command = [sys.executable, __file__, "--way", way, *["--quick"] * QUICK]
+    found = json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
+    print(f"{way}: {found['seconds']:.1f} s", file=sys.stderr, flush=True)
     return found
 
 
-def until(loss: float, most: int = 6) -> tuple[int, float, float]:
-    """Train by the recipe for more and more epochs, each time anew, down to a loss.
-
-    Returns the epochs, the loss reached and the seconds of that run.
-    """
-    for epochs in range(2, most + 1):
-        with tempfile.TemporaryDirectory() as folder:
-            (trainer,) = trainers(folder, (FIRST,), epochs).values()
-            trainer.known.clear()
-            started = time.perf_counter()
-            trainer.train()
-            took = time.perf_counter() - started
-            reached = trainer.evaluate()["eval_loss"]
-        told(f"{epochs} epochs to a loss of {reached:.3f}", took)
-        if reached <= loss:
-            break
-    return epochs, reached, took
-
-
-def bench_replies() -> dict[str, dict[str, float]]:
-    """Time each way to answer, in turns; returns figures by way."""
-    ways = {name: answerer(name) for name in REPLY}
-    rates, texts = {name: [] for name in REPLY}, {}
+def compare(part):
+    """Run the ways of a part in turns; return the figures of its table by way."""
+    runs = {way: [] for way in WAYS[part]}
     for _ in range(ROUNDS):
-        for name, answer in ways.items():
-            chats = questions(REPLY[name])
-            started = time.perf_counter()
-            samples = answer(chats)
-            took = time.perf_counter() - started
-            told(name, took)
-            rates[name].append(sum(len(ids) for _, ids in samples) / took)
-            texts[name] = [text for text, _ in samples]
-    reference = texts["generate(), padded batches"]
-    return {
-        name: {
-            "tokens a second": statistics.median(rates[name]),
-            "same answers": statistics.mean(
-                a == b for a, b in zip(texts[name], reference, strict=False)
-            ),
-        }
-        for name in REPLY
-    }
+        for way in runs:
+            runs[way].append(run_apart(way))
+    if part == "training":  # longer and longer, until it is as good as TRL
+        for epochs in range(2, 3 if QUICK else 7):
+            longer = run_apart(f"recipe, {epochs} epochs")
+            if longer["validation loss"] <= runs[TRL][0]["validation loss"]:
+                break
+        runs[f"recipe, {epochs} epochs"] = [longer]
+    table = {}
+    for way, found in runs.items():
+        first, seconds = found[0], statistics.median(one["seconds"] for one in found)
+        row = {"tokens a second": first["tokens"] / seconds}
+        if part == "training":
+            row |= {"validation loss": first["validation loss"], "seconds": seconds}
+        else:
+            pairs = zip(first["texts"], runs[PADDED][0]["texts"], strict=False)
+            row["same answers"] = statistics.mean(a == b for a, b in pairs)
+        table[way] = row | {"peak GiB": max(one["peak GiB"] for one in found)}
+    return table
 
 
-def questions(n: int) -> list[list[dict[str, str]]]:
-    """Return the first questions of the eval, each as a chat."""
-    cases = tidewater.load_cases("eval", n)
-    return [[{"role": "user", "content": case["question"]}] for case in cases]
-
-
-def answerer(name: str) -> Any:
-    """Return a function from chats to (text, token ids) of each reply."""
-    if name.startswith("CTranslate2"):
-        kind = "int8" if "8" in name else "float32"
-        model = LocalModel(models.LAPTOP, ADAPTER, "ctranslate2", compute_type=kind)
-        return lambda chats: [(s.text, s.ids) for (s,) in model.sample(chats)]
-    model = LocalModel(models.LAPTOP, ADAPTER, "transformers")
-    if "bf16" in name:
-        model.model.bfloat16()
-    model.batch = 1 if "one by one" in name else 64
-
-    def answer(chats: list) -> list:
-        # In the order asked, as a loop over questions does it; sample() alone sorts.
-        replies = []
-        for start in range(0, len(chats), model.batch):
-            replies += model.sample(chats[start : start + model.batch])
-        return [(s.text, s.ids) for (s,) in replies]
-
-    return answer
-
-
-def peak(name: str) -> float:
-    """Peak memory of one way in a process of its own, in GiB."""
-    print(f"{name}: peak memory", file=sys.stderr, flush=True)
-    command = [sys.executable, __file__, "--peak", name]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
-
-
-def alone(name: str) -> None:
-    """Run one way briefly and print the peak memory of this process."""
-    if name in REPLY:
-        answerer(name)(questions(min(64, REPLY[name])))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            (one,) = trainers(folder, (name if name in TRAIN[:3] else FIRST,)).values()
-            one.args.max_steps = 3
-            one.train()
-    status = Path("/proc/self/status")  # rusage would begin at the parent's peak
-    if status.exists():
-        peak = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        print(int(peak.split()[1]) / 2**20)
-    else:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30)
-
-
-def table(title: str, found: dict[str, dict[str, float]], base: str) -> str:
-    """Write figures as Markdown; the last column is the ratio to `base`."""
-    names = list(next(iter(found.values())))
-    lines = [f"| {title} | {' | '.join(names)} | times {base} |"]
-    lines.append("| --- |" + " --- |" * (len(names) + 1))
-    for name, row in found.items():
+def make_table(part, found):
+    """Write figures as Markdown; the last column is the ratio to the first way."""
+    base = next(iter(found))
+    names = list(found[base])
+    rows = []
+    for way, row in found.items():
         ratio = row["tokens a second"] / found[base]["tokens a second"]
-        cells = [f"{row['tokens a second']:,.0f}"]
-        cells += [f"{row[key]:.3g}" for key in names[1:]]
-        lines.append(f"| {name} | {' | '.join(cells)} | {ratio:.1f} |")
-    return "\n".join(lines)
+        cells = [f"{row[name]:.3g}" for name in names[1:]]
+        rows.append([way, f"{row[names[0]]:,.0f}", *cells, f"{ratio:.1f}"])
+    return markdown([part, *names, f"times {base}"], rows)
 
 
-def main() -> None:
-    """Compare, print and save."""
-    if sys.argv[1:2] == ["--peak"]:
-        alone(sys.argv[2])
+def main():
+    if sys.argv[1:2] == ["--way"]:
+        weights.silence_logging()
+        found = (WAYS["training"] | WAYS["replies"] | LONGER)[sys.argv[2]]()
+        print(json.dumps(found | {"peak GiB": peak_mib() / 1024}))
         return
-    models.quiet()
-    kept = RUNS / "bench_training.json"
-    saved = json.loads(kept.read_text()) if kept.exists() else {"results": {}}
-    results, cards = saved["results"], saved.get("cards", {})
-    for part in sys.argv[1:] or PARTS:
-        started = time.perf_counter()
-        found = PARTS[part]()
-        for name, row in found.items():
-            row["peak GiB"] = peak(name)
-        results[part] = found
+    # A part that is not asked for stays as it was.
+    kept = SHIPPED / "bench_training.json"
+    content = {"cards": {}, "results": {}} if QUICK else json.loads(kept.read_text())
+    results = content["results"]
+    for part in [name for name in WAYS if name in sys.argv] or WAYS:
+        results[part], seconds = timed(compare, part)
         command = f"python tests/bench/bench_training.py {part}"
-        cards[part] = course.run_card(command, round(time.perf_counter() - started, 1))
-    results["table"] = "\n\n".join(
-        table(part, results[part], next(iter(results[part])))
-        for part in PARTS
-        if part in results
-    )
-    text = json.dumps({"cards": cards, "results": results}, indent=1)
-    (ROOT / "runs").mkdir(exist_ok=True)
-    (ROOT / "runs" / "bench_training.json").write_text(text + "\n")
-    print(results["table"])
-    print("\nSaved runs/bench_training.json; copy it to data/runs.")
-
-
-PARTS = {"training": bench_training, "replies": bench_replies}
+        content["cards"][part] = run_card(command, round(seconds, 1))
+    tables = [make_table(part, results[part]) for part in WAYS if part in results]
+    results["table"] = "\n\n".join(tables)
+    save("bench_training", content)
 
 
 if __name__ == "__main__":
