@@ -1,0 +1,105 @@
+"""Train one shipped run again and compare: `make retrain`, weekly on GitHub.
+
+A costly run is known by its configuration, not by the code that trained. So nothing
+else would notice a recipe that learns otherwise, and whose version nobody raised. The
+run is a short one of notebook 04 that is far from done learning: 200 steps on 400
+reviewed traces, then 150 questions of the eval. Ends with 1 where a figure is outside
+of its band.
+"""
+
+import json
+import sys
+import tempfile
+from itertools import zip_longest
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils import tidewater  # noqa: E402
+from utils.course.costly import digest_data  # noqa: E402
+from utils.course.run import SHIPPED, read_rows  # noqa: E402
+from utils.training import cpu  # noqa: E402
+
+REVIEWS = 400
+RUN = SHIPPED / f"04_{REVIEWS}_reviews"
+# Sums in another order, by other threads, processors or libraries, make the steps after
+# them drift apart. On a machine like that of the shipped run, with one thread and not
+# two, losses differed by at most 1 in 10,000, one reply of 150, and no verdict.
+LOSS_SHARE, LOSS_LEAST, RIGHT = 0.01, 0.001, 4
+CASES = tidewater.load_cases("eval", 150)
+
+
+def rebuild(config):
+    """Put the rows in place of the digests that the run card has of them."""
+    rows = read_rows(SHIPPED / "04_reviewed.examples.jsonl")
+    reviewed = [
+        {"prompt": row["prompt"], "completion": row["completion"]}
+        for row in rows
+        if row["verdict"] != "thumbs_up"
+    ]
+    made = {
+        "data": reviewed[40 : 40 + REVIEWS],
+        "validation": reviewed[:40],
+        "questions": [case["question"] for case in CASES],
+    }
+    for name, rows in made.items():
+        if digest_data(rows) != config[name]:
+            sys.exit(f"{name} are no longer those of {RUN}: {config[name]}")
+    return config | made
+
+
+def compare(shipped, now):
+    """List (figure, shipped, now, how far apart they may be)."""
+    table = []
+    logs = list(zip(logged(shipped), logged(now), strict=True))
+    for old, new in logs:
+        band = LOSS_SHARE * old["loss"] + LOSS_LEAST
+        table.append((f"loss at step {old['step']}", old["loss"], new["loss"], band))
+    losses = shipped["validation_loss"], now["validation_loss"]
+    table.append(("validation loss", *losses, LOSS_SHARE * losses[0]))
+    sizes = shipped["trained_weights"], now["trained_weights"]
+    table.append(("trained weights", *sizes, 0))
+    rates = sum(old["learning_rate"] != new["learning_rate"] for old, new in logs)
+    table.append(("learning rates that differ", 0, rates, 0))
+    # Tokens of the first example, and whether each is learned.
+    pairs = zip_longest(shipped["mask"], now["mask"])
+    masks = sum(old != new for old, new in pairs)
+    table.append(("tokens with another mask", 0, masks, 0))
+    table.append((f"right of {len(CASES)}", right(shipped), right(now), RIGHT))
+    return table
+
+
+def logged(result):
+    return [row for row in result["log"] if "loss" in row]
+
+
+def right(result):
+    return sum(grade.correct for grade in tidewater.grade(CASES, result["replies"]))
+
+
+def main():
+    card = json.loads((RUN / "card.json").read_text(encoding="utf-8"))
+    shipped = json.loads((RUN / "result.json").read_text(encoding="utf-8"))
+    shipped["log"] = read_rows(RUN / "log.jsonl")
+    with tempfile.TemporaryDirectory() as folder:
+        now = cpu.train_sft(rebuild(card["config"]) | {"output_dir": folder})
+    table = compare(shipped, now)
+    print(f"{'':26} {'shipped':>12} {'now':>12} {'may differ by':>14}")
+    for name, old, new, band in table:
+        outside = " OUTSIDE" if abs(old - new) > band else ""
+        print(f"{name:26} {old:12.6g} {new:12.6g} {band:14.3g}{outside}")
+    same = sum(a == b for a, b in zip(shipped["replies"], now["replies"], strict=True))
+    print(f"{same} of {len(CASES)} replies are the shipped ones to the letter.")
+    print(f"{now['seconds'] / 60:.1f} minutes of training, {card['seconds'] / 60:.1f}")
+    print(f"with the replies where it was shipped from, {card['commit']}.")
+    if any(abs(old - new) > band for _, old, new, band in table):
+        sys.exit(
+            "The recipe learns otherwise than when this run was made. If it should, "
+            "raise the version of the runs it changes (`costly.run(..., version=2)`) "
+            "and make them anew. If not, see `git diff <commit> -- utils/training`."
+        )
+
+
+if __name__ == "__main__":
+    main()
