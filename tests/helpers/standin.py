@@ -9,14 +9,18 @@ entrypoint, which a subprocess of this Python runs each input in. It gets an emp
 environment and the files that the image adds; so a function cannot lean on what lies
 around here.
 
-Imitated: apps, functions (remote, map, spawn, gather), retries, time limits,
-cancelling, exceptions, Volumes (a folder; its mount path becomes a link for as long as
-the stand-in runs, so mount it where you may write).
+Imitated: apps, functions (remote, spawn, gather), cancelling, exceptions, and `modal
+run`, which shows the logs when the app has ended. Volumes: a container sees what was
+committed before it started or reloaded, and what it did not commit is lost if it is
+killed. Their mount path becomes a link to what the container that works sees; a path at
+the root, such as /runs, is moved to `folder` / "runs", also in the source files that
+travel.
 
 Not imitated: GPUs, image builds (they are recorded; packages are those installed here),
-more than one container of a function at a time, the limit on its start, preemption,
-memory limits, blobs (payloads travel inline), logs, secrets, classes, generators,
-reading a Volume from outside, sandboxes, and any check of a token.
+more than one container of a function at a time, two containers with one mount path that
+work at once, retries, time limits, preemption, memory limits, blobs (payloads travel
+inline), secrets, classes, generators, map, background commits, files of more than one
+block read from a Volume, sandboxes, and any check of a token.
 """
 
 # ruff: noqa: N802 - Modal names the RPCs
@@ -24,8 +28,10 @@ reading a Volume from outside, sandboxes, and any check of a token.
 import asyncio
 import collections
 import contextlib
+import contextvars
 import itertools
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -37,14 +43,14 @@ import grpclib.const
 import grpclib.server
 import modal
 import modal.config
+from aiohttp import web
 from modal_proto import api_pb2 as pb
 
 SUCCESS = pb.GenericResult(status=pb.GenericResult.GENERIC_STATUS_SUCCESS)
-FAILED = {
-    pb.GenericResult.GENERIC_STATUS_FAILURE,
-    pb.GenericResult.GENERIC_STATUS_TIMEOUT,
-}
 LIMIT = 1 << 30  # bytes that travel inline
+BLOCK = 8 << 20  # bytes that a Volume hands out at a time
+HEADER = "x-standin-function"  # a container's messages tell whose it is
+SENDER = contextvars.ContextVar("SENDER")
 
 
 @dataclass
@@ -55,7 +61,6 @@ class Input:
     call_id: str
     function_id: str
     item: pb.FunctionPutInputsItem
-    attempt: int = 0
     done: bool = False
 
 
@@ -66,6 +71,49 @@ class Call:
     kind: int
     inputs: list[Input] = field(default_factory=list)
     outputs: list[pb.FunctionGetOutputsItem] = field(default_factory=list)
+
+
+class View:
+    """What one container sees of a Volume, and what of that it has changed."""
+
+    def __init__(self, committed, folder):
+        self.committed, self.folder = committed, folder
+        folder.mkdir(parents=True)
+        self.seen = {}
+        self.reload()
+
+    def commit(self):
+        """Carry over what changed since the last commit or reload, file by file."""
+        carry(self.seen, self.folder, self.committed)
+        self.seen = files(self.folder)
+
+    def reload(self):
+        """Take over what others have committed; what changed here is committed."""
+        self.commit()
+        carry(self.seen, self.committed, self.folder)
+        self.seen = files(self.folder)
+
+
+def files(folder):
+    """Tell the versions of the files in a folder apart, by name."""
+    stats = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): (stat.st_mtime_ns, stat.st_size)
+        for path, stat in stats.items()
+    }
+
+
+def carry(before, source, target):
+    """Do to the files of one folder what was done to those of another."""
+    now = files(source)
+    for name in now:
+        if before.get(name) != now[name]:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source / name, target / name)
+    for name in before.keys() - now.keys():
+        (target / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it holds something yet
+            (target / name).parent.rmdir()
 
 
 class Standin:
@@ -81,8 +129,9 @@ class Standin:
         self.images, self.functions, self.containers = {}, {}, {}
         self._ids = collections.defaultdict(lambda: itertools.count(1))
         self._calls, self._inputs, self._inboxes, self._running = {}, {}, {}, {}
-        self._fates, self._tasks, self._links = {}, {}, []
+        self._fates, self._tasks, self._links = {}, {}, set()
         self._volumes, self._mounts, self._blobs = {}, {}, {}
+        self._views, self._ended = {}, set()
 
     # Starting and stopping, from the test's thread
 
@@ -117,7 +166,7 @@ class Standin:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
         for link in self._links:
-            link.unlink()
+            link.unlink(missing_ok=True)
         self._temporary.cleanup()
 
     async def _serve(self, ready):
@@ -127,13 +176,29 @@ class Standin:
         await server.start("127.0.0.1", 0)
         port = server._server.sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
+        files_server = await self._serve_volumes()
         ready.set()
         await self._stop.wait()
         for process in self.containers.values():
             process.kill()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await files_server.cleanup()
         server.close()
         await server.wait_closed()
+
+    async def _serve_volumes(self):
+        """Hand out the files of Volumes by plain HTTP, as Modal does."""
+        kept = self.volume("").resolve()
+        kept.mkdir()
+        site = web.Application()
+        site.router.add_static("/", kept)
+        runner = web.AppRunner(site)
+        await runner.setup()
+        listener = web.TCPSite(runner, "127.0.0.1", 0)
+        await listener.start()
+        port = listener._server.sockets[0].getsockname()[1]
+        self.volumes_url = f"http://127.0.0.1:{port}"
+        return runner
 
     def services(self):
         """What the server offers."""
@@ -177,16 +242,37 @@ class Standin:
 
     async def AppClientDisconnect(self, request):
         self.stopped.append(pb.AppDisconnectReason.Name(request.reason))
+        ending = []
         for function_id, process in list(self.containers.items()):
             if self.functions[function_id][2] != request.app_id:
                 continue
             while not self._inboxes[function_id].empty():
                 self._inboxes[function_id].get_nowait()
+            ending.append(self._tasks[function_id])
             if self._running.get(function_id):
                 process.kill()
             else:
                 end = pb.FunctionGetInputsItem(kill_switch=True)
                 self._inboxes[function_id].put_nowait(end)
+        await asyncio.gather(*ending)  # its Volumes are committed
+        self._ended.add(request.app_id)
+        await self._tell()
+
+    async def AppGetLogs(self, request):
+        """Tell when an app has ended, and before that all that it has printed."""
+        async with self._news:
+            await self._news.wait_for(lambda: request.app_id in self._ended)
+        for function_id, (_, _, app_id) in self.functions.items():
+            if (
+                app_id == request.app_id
+                and (self.folder / function_id / "log").exists()
+            ):
+                line = pb.TaskLogs(
+                    data=self.log(function_id),
+                    file_descriptor=pb.FILE_DESCRIPTOR_STDOUT,
+                )
+                yield pb.TaskLogsBatch(function_id=function_id, items=[line])
+        yield pb.TaskLogsBatch(app_done=True)
 
     async def ImageGetOrCreate(self, request):
         image_id = self._new("im")
@@ -220,11 +306,44 @@ class Standin:
             metadata=pb.VolumeMetadata(name=name, version=request.version),
         )
 
-    async def VolumeCommit(self, _):
+    def _view(self, request):
+        """What the container that sends a request sees of a Volume."""
+        return self._views[SENDER.get()][self._name(request.volume_id)]
+
+    def _name(self, volume_id):
+        names = {one: name for name, one in self._volumes.items()}
+        return names[volume_id]
+
+    async def VolumeCommit(self, request):
+        self._view(request).commit()
         return pb.VolumeCommitResponse()
 
-    async def VolumeReload(self, _):
-        pass
+    async def VolumeReload(self, request):
+        self._view(request).reload()
+
+    async def VolumeListFiles(self, request):
+        """The files under a path; outside, only what is committed is seen."""
+        root = self.volume(self._name(request.volume_id))
+        found = (root / request.path).glob("**/*" if request.recursive else "*")
+        entries = [
+            pb.FileEntry(
+                path=str(path.relative_to(root)),
+                type=pb.FileEntry.DIRECTORY if path.is_dir() else pb.FileEntry.FILE,
+                size=path.stat().st_size,
+            )
+            for path in sorted(found)
+        ]
+        yield pb.VolumeListFilesResponse(entries=entries)
+
+    async def VolumeGetFile2(self, request):
+        name = self._name(request.volume_id)
+        path = self.volume(name) / request.path
+        if not path.is_file():
+            raise grpclib.GRPCError(grpclib.Status.NOT_FOUND, f"no {request.path}")
+        size = path.stat().st_size
+        assert size <= BLOCK, "one block a file"
+        url = f"{self.volumes_url}/{name}/{request.path}"
+        return pb.VolumeGetFile2Response(get_urls=[url], size=size, len=size)
 
     # Functions and calls
 
@@ -270,24 +389,12 @@ class Standin:
             self._put(call_id, request.function_id, item)
             for item in request.pipelined_inputs
         ]
-        # Retries are the server's task here, also where the client could do them.
         return pb.FunctionMapResponse(
             function_call_id=call_id,
             pipelined_inputs=put,
-            retry_policy=self.functions[request.function_id][0].retry_policy,
             sync_client_retries_enabled=False,
             max_inputs_outstanding=1000,
         )
-
-    async def FunctionPutInputs(self, request):
-        put = [
-            self._put(request.function_call_id, request.function_id, item)
-            for item in request.inputs
-        ]
-        return pb.FunctionPutInputsResponse(inputs=put)
-
-    async def FunctionFinishInputs(self, _):
-        pass
 
     def _put(self, call_id, function_id, item):
         one = Input(f"in-{call_id}-{item.idx}", call_id, function_id, item)
@@ -303,7 +410,6 @@ class Standin:
                 input_id=one.id,
                 input=one.item.input,
                 function_call_id=one.call_id,
-                retry_count=one.attempt,
                 function_call_invocation_type=self._calls[one.call_id].kind,
                 function_map_idx=one.item.idx,
             )
@@ -327,9 +433,7 @@ class Standin:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(request.timeout), self._news:
                     await self._news.wait_for(ready)
-        # A map clears at its end what it has had already.
-        last = request.clear_on_success and not request.timeout
-        found = [] if last else ready()
+        found = ready()
         return pb.FunctionGetOutputsResponse(
             outputs=found,
             idxs=[one.idx for one in found],
@@ -347,12 +451,7 @@ class Standin:
                     self.containers[one.function_id].kill()
 
     async def _finish(self, one, result, data_format=0):
-        retries = self.functions[one.function_id][0].retry_policy.retries
         if one.done:
-            return
-        if result.status in FAILED and one.attempt < retries:
-            one.attempt += 1
-            self._queue(one)
             return
         one.done = True
         output = pb.FunctionGetOutputsItem(
@@ -360,7 +459,6 @@ class Standin:
             idx=one.item.idx,
             input_id=one.id,
             data_format=data_format,
-            retry_count=one.attempt,
         )
         self._calls[one.call_id].outputs.append(output)
         await self._tell()
@@ -388,7 +486,6 @@ class Standin:
         elif code != 0:  # it never came to run anything, nor would another
             while not inbox.empty():
                 waiting = self._inputs[inbox.get_nowait().input_id]
-                waiting.attempt = LIMIT
                 await self._finish(waiting, fate)
         left = not inbox.empty() and not self._stop.is_set()
         if left and function_id not in self._tasks:
@@ -425,8 +522,8 @@ class Standin:
             for file in self._mounts[mount_id]:
                 path = home / file.filename.lstrip("/")
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(self._blobs[file.sha256_hex])
-        self._link(definition)
+                path.write_bytes(self._moved(self._blobs[file.sha256_hex], definition))
+        self._mount(function_id, definition)
         env = {
             "PATH": os.environ["PATH"],
             "HOME": str(home / "root"),
@@ -437,6 +534,8 @@ class Standin:
             "MODAL_TASK_ID": arguments.task_id,
             "MODAL_CONTAINER_ARGUMENTS_PATH": str(home / "arguments"),
             "MODAL_ENVIRONMENT": "main",
+            "MODAL_OVERRIDE_HEADERS": f"{HEADER}:{function_id}",
+            "OMP_NUM_THREADS": "1",  # as Modal sets it for a core
         }
         with (home / "log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
@@ -446,13 +545,36 @@ class Standin:
             self.containers[function_id] = process
             await process.wait()
 
-    def _link(self, definition):
-        names = {volume_id: name for name, volume_id in self._volumes.items()}
+    def _place(self, mount):
+        """Where a Volume lies for functions here: at the root nobody may write."""
+        path = Path(mount.mount_path)
+        return self.folder / path.name if path.parent == Path("/") else path
+
+    def _moved(self, data, definition):
+        """A source file, with the mount paths that are other ones here."""
         for mount in definition.volume_mounts:
-            path = Path(mount.mount_path)
-            if path not in self._links:
-                path.symlink_to(self.volume(names[mount.volume_id]))
-                self._links.append(path)
+            place = str(self._place(mount))
+            if place != mount.mount_path:
+                data = data.replace(
+                    f'"{mount.mount_path}'.encode(), f'"{place}'.encode()
+                )
+        return data
+
+    def _mount(self, function_id, definition):
+        """Give a new container its own view of each Volume."""
+        home = self.folder / function_id / "volumes"
+        shutil.rmtree(home, ignore_errors=True)  # what nobody committed
+        names = [self._name(mount.volume_id) for mount in definition.volume_mounts]
+        self._views[function_id] = {n: View(self.volume(n), home / n) for n in names}
+
+    def _link(self, function_id):
+        """Let the mount paths lead to what this container sees: it works now."""
+        for mount in self.functions[function_id][0].volume_mounts:
+            view = self._views[function_id][self._name(mount.volume_id)]
+            link = self._place(mount)
+            link.unlink(missing_ok=True)
+            link.symlink_to(view.folder)
+            self._links.add(link)
 
     async def ContainerHello(self, _):
         pass
@@ -466,18 +588,9 @@ class Standin:
         while not item.kill_switch and self._inputs[item.input_id].done:
             item = await self._inboxes[function_id].get()
         if not item.kill_switch:
-            one = self._running[function_id] = self._inputs[item.input_id]
-            seconds = self.functions[function_id][0].timeout_secs
-            self._loop.call_later(seconds, self._expire, one, one.attempt)
+            self._running[function_id] = self._inputs[item.input_id]
+            self._link(function_id)
         return pb.FunctionGetInputsResponse(inputs=[item])
-
-    def _expire(self, one, attempt):
-        if self._running.get(one.function_id) is one and one.attempt == attempt:
-            status = pb.GenericResult.GENERIC_STATUS_TIMEOUT
-            why = f"input {one.id} hit its time limit"
-            fate = pb.GenericResult(status=status, exception=why)
-            self._fates[one.function_id] = fate
-            self.containers[one.function_id].kill()
 
     async def FunctionPutOutputs(self, request):
         for output in request.outputs:
@@ -520,6 +633,7 @@ class _Service:
 
         async def handle(stream):
             standin.calls[name] += 1
+            SENDER.set(stream.metadata.get(HEADER))
             if answer is None:
                 standin.unknown.append(name)
                 status = grpclib.Status.UNIMPLEMENTED

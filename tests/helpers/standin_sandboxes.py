@@ -31,7 +31,6 @@ class Sandbox:
 
     id: str
     definition: pb.Sandbox
-    created: float = field(default_factory=time.monotonic)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     commands: dict = field(default_factory=dict)
 
