@@ -1,5 +1,6 @@
 """A chat model small enough to train and convert within a test; it knows nothing."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -89,11 +90,24 @@ def losses(done) -> list[float]:
     return [row["loss"] for row in done["log"] if "loss" in row]
 
 
+def last_checkpoint(folder) -> Path:
+    """Return the folder of a run's newest checkpoint."""
+    steps = {int(p.name.split("-")[1]): p for p in Path(folder).glob("checkpoint-*")}
+    return steps[max(steps)]
+
+
 def last_weights(folder) -> dict[str, torch.Tensor]:
     """Read the weights of a run's last checkpoint, in the 32 bits they had."""
-    steps = {int(p.name.split("-")[1]): p for p in Path(folder).glob("checkpoint-*")}
-    (path,) = steps[max(steps)].glob("*model.safetensors")
+    (path,) = last_checkpoint(folder).glob("*model.safetensors")
     return load_file(path)
+
+
+def mark(folder) -> None:
+    """Mark the log in the last checkpoint, to see whether a run goes on from there."""
+    path = last_checkpoint(folder) / "trainer_state.json"
+    state = json.loads(path.read_text())
+    state["log_history"][0]["marked"] = True
+    path.write_text(json.dumps(state))
 
 
 def furthest(a, b) -> float:

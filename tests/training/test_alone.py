@@ -11,7 +11,7 @@ import sysconfig
 import pytest
 from repository import ROOT
 from safetensors.torch import load_file
-from tiny import EXAMPLES, tiny_model
+from tiny import EXAMPLES, mark, tiny_model
 
 TRAINING = ROOT / "utils/training"
 # `python -I recipe.py …` in an environment that has no `utils`: not even by the link
@@ -82,12 +82,15 @@ def model(tmp_path_factory):
 
 def test_sft_alone_trains_and_goes_on(tmp_path, model):
     flags = take_along("sft.py", tmp_path, model, EXAMPLES)
+    flags += ["--validation", "rows.jsonl"]
     run(tmp_path, "sft.py", *flags, "--max_steps", "2")
+    assert '"eval_loss"' in (tmp_path / "sft/log.jsonl").read_text()
     first, weights = log(tmp_path / "sft/log.jsonl"), adapter(tmp_path / "sft/adapter")
     assert [row["step"] for row in first] == [1, 2]
-    # Resumed by the same command, but for a step more.
+    mark(tmp_path / "sft")
     run(tmp_path, "sft.py", *flags, "--max_steps", "3")
     second = log(tmp_path / "sft/log.jsonl")
+    assert second[0].pop("marked")  # it went on from the checkpoint
     assert [row["step"] for row in second] == [1, 2, 3] and second[:2] == first
     assert moved(weights, adapter(tmp_path / "sft/adapter")) > 0
 
@@ -108,8 +111,10 @@ def test_grpo_alone_trains_on_a_reward_of_ours_and_goes_on(tmp_path, model):
     )
     assert [row["step"] for row in first] == [1, 2]
     assert any(0 < row["rewards/score/mean"] < 1 for row in first)
+    mark(tmp_path / "mine")
     run(tmp_path, "grpo.py", *flags, "--max_steps", "3")
     second = log(tmp_path / "mine/log.jsonl")
+    assert second[0].pop("marked")
     assert [row["step"] for row in second] == [1, 2, 3] and second[:2] == first
     assert moved(weights, adapter(tmp_path / "mine/adapter")) > 0
 

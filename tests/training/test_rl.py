@@ -14,7 +14,7 @@ import torch
 from hostile import BOMBS, HOSTILE
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from tiny import furthest, last_weights, tiny_model
+from tiny import furthest, last_weights, mark, tiny_model
 from trl import GRPOTrainer
 
 from utils import tidewater
@@ -145,13 +145,17 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(config):
     torn.__name__ = "odd"  # the log's names come of it
     with pytest.raises(KeyboardInterrupt):
         cpu.train_grpo(broken, torn)
+    mark(broken["output_dir"])
     resumed = cpu.train_grpo(broken, odd)
+    assert resumed["log"][0].pop("marked")  # it did not begin anew
     assert [row["step"] for row in resumed["log"]] == [0, 1, 2, 2, 3, 4, 4]
     assert timeless(resumed) == timeless(whole)
     ends = (last_weights(job["output_dir"]) for job in (config, broken))
     assert furthest(*ends) == 0
     seconds = [row["seconds"] for row in resumed["log"] if "seconds" in row]
     assert seconds == sorted(seconds)
+    with pytest.raises(ValueError, match="is of other data: name a new folder"):
+        cpu.train_grpo(broken | {"seed": 1}, odd)  # which draws other cases
 
 
 def test_a_gradient_that_is_no_number_stops_the_run(config, monkeypatch):
