@@ -25,8 +25,8 @@ REVIEWS = 400
 RUN = SHIPPED / f"04_{REVIEWS}_reviews"
 # Sums in another order, by other threads, processors or libraries, make the steps after
 # them drift apart. On a machine like that of the shipped run, with one thread and not
-# two, losses differed by at most 1 in 10,000, one reply of 150, and no verdict. A slight
-# change of the recipe, a dropout of 0.05, moved the loss at step 40 by 1 in 200.
+# two, losses differed by at most 1 in 10,000, one reply of 150, and no verdict. A
+# slight change, a dropout of 0.05, moved the loss at step 40 by 1 in 200.
 LOSS_SHARE, LOSS_LEAST, RIGHT = 0.003, 0.0003, 4
 CASES = tidewater.load_cases("eval", 150)
 
