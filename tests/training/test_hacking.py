@@ -1,10 +1,12 @@
-"""Notebook 07: its rewards are gamed where it says so, the mended ones are not."""
+"""Notebook 07: its rewards are gamed where it says so, the mended ones are not.
+
+That no hostile query is paid is in test_rl: the mended rules pay the right rows alone.
+"""
 
 import itertools
 from types import SimpleNamespace
 
 import pytest
-from hostile import BOMBS, HOSTILE
 from repository import ROOT, code_of, load
 
 from utils import tidewater
@@ -47,17 +49,6 @@ def test_each_reward_pays_a_wrong_answer_as_predicted(notebook, case):
     assert pay["short if right"][0] > 0.5 and pay["short if right"][1:] == [0] * 4
 
 
-def test_mended_no_hostile_query_is_paid(notebook, case):
-    bombs = set(BOMBS.values())  # each takes seconds; test_rl pays them
-    queries = [sql for _, sql, _ in HOSTILE if sql not in bombs]
-    replies = [f"```sql\n{sql}\n```" for sql in queries]
-    mended = Reward(notebook.short_if_right)
-    mended.graded = notebook.rewards["truth"].graded
-    for reward in (notebook.rewards["truth"], mended):
-        found = notebook.score(reward, [case] * len(replies), replies)
-        assert not any(pay for pay, _ in found)
-
-
 def test_an_edit_leaves_out_one_part(notebook):
     sql = "select a,b from t where x=1 and (y=2 or z=3) group by 1 order by 2 limit 3"
     assert notebook.edits(sql) == [
@@ -70,18 +61,6 @@ def test_an_edit_leaves_out_one_part(notebook):
     assert notebook.edits("select 1 from t where x=1")[0] == "SELECT 1 FROM t"
     for text in ("", "UPS was it.", "select ' from", "\0"):
         assert all(isinstance(edit, str) for edit in notebook.edits(text))
-
-
-def test_a_search_never_lowers_the_pay(notebook):
-    cases = tidewater.load_cases("practice", 3)
-    start = [notebook.right, "select 1 from tickets", "no query"]
-    for name in ("truth", "overlap", "short"):
-        trail = notebook.hill_climb(notebook.rewards[name], cases, start, 2)
-        pays = [[one[0] for one in best] for best in trail]
-        assert len(pays) == 3
-        for old, new in itertools.pairwise(pays):
-            assert all(a <= b for a, b in zip(old, new, strict=True))
-        assert name != "truth" or trail[-1][0][2]  # what is right stays right
 
 
 def test_in_the_process_that_trains_a_reply_can_spoil_the_rest(notebook, case):

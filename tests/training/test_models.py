@@ -220,6 +220,7 @@ def test_in_a_batch_as_alone_and_in_the_order_asked(model):
     assert together == [model.sample([chat])[0] for chat in CHATS]
     assert model.sample(CHATS[::-1]) == together[::-1]
     assert model.sample([]) == model.replies([]) == []
+    assert model.sample(CHATS, temperature=1e-4) == together
 
 
 def test_a_reply_ends_at_its_ending_token_or_at_the_limit(model, monkeypatch):
@@ -293,12 +294,6 @@ def test_fresh_weights_speak_after_a_sync(tiny, adapter):
         live.sync_weights(0)
         assert live.sample(CHATS) != before
         learned.neg_()
-
-
-def test_a_low_temperature_is_close_to_greedy_and_n_needs_one(model):
-    assert model.sample(CHATS, temperature=1e-4) == model.sample(CHATS)
-    with pytest.raises(ValueError, match="temperature above 0"):
-        model.sample(CHATS, n=2)
 
 
 def test_a_model_is_a_callable_from_messages_to_a_reply(model, tiny):

@@ -19,7 +19,7 @@ from trl import GRPOTrainer
 
 from utils import tidewater
 from utils.evals.harness import Assistant
-from utils.tidewater.reward import Reward, correct, rows_correct, sample_and_grade
+from utils.tidewater.reward import Reward, rows_correct, sample_and_grade
 from utils.training import cpu, examples, grpo, weights
 from utils.training.cpu import DedupGRPOTrainer, hard_first
 
@@ -261,19 +261,6 @@ def test_what_is_known_is_known_by_content(pool, monkeypatch):
     monkeypatch.setattr(pool, "map", lambda jobs, **_: asked.extend(jobs) or iter(()))
     assert reward.scores([dict(first)] * 3, [RIGHT] * 3) == [1.0] * 3
     assert not asked and len(reward.graded) == 2
-
-
-def test_another_rule_sees_case_query_and_grade(pool):
-    case, seen = tidewater.load_cases("practice", 1)[0], []
-
-    def rule(case, sql, grade):
-        seen.append((case["id"], sql, grade.error))
-        return 0.5 + correct(case, sql, grade)
-
-    replies = [RIGHT, "UPS was it.", "select 1 from nowhere"]
-    assert Reward(rule, pool).scores([case] * 3, replies) == [1.5, 0.5, 0.5]
-    assert [sql for _, sql, _ in seen] == [RIGHT, None, replies[2]]
-    assert [error for *_, error in seen] == [None, "no_query", "sql_error"]
 
 
 def test_sampling_counts_and_grades_every_sample(tiny):
