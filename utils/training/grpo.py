@@ -31,7 +31,7 @@ import modal
 
 PRICES = {"L4": 0.80, "L40S": 1.95, "A100-80GB": 2.50, "H100": 3.95}  # USD an hour
 GPU, BUDGET_USD = os.environ.get("GPU", "L40S"), os.environ.get("BUDGET_USD", "5")
-SECONDS = min(86_400, int(3600 * float(BUDGET_USD) / PRICES[GPU]))  # then Modal ends it
+SECONDS = min(86_400, int(3600 * float(BUDGET_USD) / PRICES.get(GPU, 10)))  # at most
 DEFAULTS = {
     "use_peft": True,  # LoRA (arXiv 2106.09685) of all layers
     "lora_r": 32,
