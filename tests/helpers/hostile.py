@@ -1,6 +1,6 @@
 """Queries that mean harm, or might as well. None of them may return a row.
 
-HOSTILE holds (name, SQL, the errors of utils.evals.sandbox.ERRORS that may come of it): more
+HOSTILE holds (name, SQL, the errors of utils.evals.sandbox.ERRORS that may come): more
 than one where versions of SQLite differ, or it is a race which wall is hit first.
 """
 
