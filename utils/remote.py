@@ -33,12 +33,9 @@ PACKAGES = (
     "gguf",
     "numpy",
     "scipy",
-    "statsmodels",
     "pandas",
     "jinja2",
     "pydantic",
-    "sqlglot",
-    "rapidfuzz",
     "tqdm",
 )
 LOCAL = ".".join(platform.python_version_tuple()[:2])

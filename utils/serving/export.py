@@ -47,9 +47,10 @@ def to_gguf(
     if quantization not in QUANTIZATIONS:
         known = ", ".join(QUANTIZATIONS)
         raise ValueError(f"no quantization {quantization!r}; there are {known}")
-    digest = hashlib.sha256(f"{weights.fetch(name)} {quantization} {TEMPLATE}".encode())
-    for saved in sorted(Path(adapter).glob("adapter_*")) if adapter else ():
-        digest.update(saved.read_bytes())
+    digest = hashlib.sha256(f"{quantization} {TEMPLATE}".encode())
+    for folder in (weights.fetch(name), adapter):
+        if folder:
+            digest.update(weights.stamp(Path(folder)))
     file = weights.cache() / f"{digest.hexdigest()[:16]}-{quantization}.gguf"
     if not file.exists():
         model, tokenizer = weights.load(name, adapter, dtype="float32")

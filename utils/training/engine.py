@@ -8,7 +8,6 @@ told to. It is a model as the harness knows them: a callable from messages to a 
 import copy
 import gc
 import hashlib
-import json
 import os
 import tempfile
 import time
@@ -27,6 +26,7 @@ from utils.training.weights import (
     load,
     load_tokenizer,
     prompt_ids,
+    stamp,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -334,9 +334,9 @@ def _convert(model: Any, tokenizer: Any, folder: str) -> None:
 
 def _converted(name: str, adapter: str | Path | None) -> tuple[Path, Any]:
     """Return a folder in CTranslate2's form, made once for each base and adapter."""
-    digest = hashlib.sha256(_stamp(Path(fetch(name))))
+    digest = hashlib.sha256(stamp(Path(fetch(name))))
     if adapter:
-        digest.update(_stamp(Path(adapter)))
+        digest.update(stamp(Path(adapter)))
     home = cache() / f"ct2-{digest.hexdigest()[:16]}"
     if (home / "model.bin").exists():
         return home, load_tokenizer(name)
@@ -348,14 +348,3 @@ def _converted(name: str, adapter: str | Path | None) -> tuple[Path, Any]:
         if not home.exists():  # another process may have been faster
             draft.replace(home)
     return home, tokenizer
-
-
-def _stamp(folder: Path) -> bytes:
-    """Tell the weights in a folder apart from others: small files by their content."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no *.safetensors")
-    if sum(f.stat().st_size for f in files) < 64 << 20:
-        return b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files)
-    stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return json.dumps(stats).encode()
