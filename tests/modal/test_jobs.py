@@ -214,6 +214,8 @@ def test_the_image_has_what_the_jobs_import(here, config):
     def spy(config):
         import sys
 
+        import utils.tidewater.reward  # noqa: F401 - and all that 06 needs besides
+
         cpu.train_sft(config)
         return sorted({name.partition(".")[0] for name in sys.modules})
 

@@ -87,7 +87,8 @@ def test_sft_goes_on_after_a_kill_and_brings_the_adapter_home(stranger, tmp_path
     assert "Ends after 2.6 hours, 5 USD of L40S." in first.stdout
     assert (one.resources.gpu_config.gpu_type, one.timeout_secs) == ("L40S", 9230)
     assert (two.resources.gpu_config.gpu_type, two.timeout_secs) == ("H100", 7200)
-    assert "'loss'" in second.stdout  # logs are shown
+    # Logs are shown, and the second run took two steps, not four.
+    assert [run.stdout.count("{'loss'") for run in (first, second)] == [2, 2]
     # As if it had not been killed, and run here.
     torch.set_num_threads(1)
     here_flags = [*flags, "--output_dir", str(tmp_path / "here")]
