@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import itertools
 import json
-import math
 import re
 import shutil
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+from nbconvert.filters import strip_ansi
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -26,8 +26,6 @@ sys.path.insert(0, str(ROOT))
 from utils.course import plots  # noqa: E402
 from utils.course.run import run_card  # noqa: E402
 from utils.evals.stats import paired_difference  # noqa: E402
-
-ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def find_notebooks(only=""):
@@ -113,10 +111,11 @@ def is_progress(output):
 def clean(output, number):
     """Take this machine's paths, colours and widgets out of an output."""
     data = output.get("data", {})
-    for kind in [kind for kind in data if "widget" in kind]:
-        del data[kind]
-    for kind in data:
-        data[kind] = clean_text(data[kind])
+    for kind in list(data):
+        if "widget" in kind:
+            del data[kind]
+        elif isinstance(data[kind], str):
+            data[kind] = clean_text(data[kind])
     if "text" in output:
         output.text = clean_text(output.text)
     if "execution_count" in output:
@@ -125,9 +124,7 @@ def clean(output, number):
 
 
 def clean_text(text):
-    if not isinstance(text, str):
-        return text
-    text = ANSI.sub("", text).replace(f"{ROOT}/", "").replace(str(ROOT), ".")
+    text = strip_ansi(text).replace(f"{ROOT}/", "").replace(str(ROOT), ".")
     return text.replace(f"{Path.home()}/", "~/")
 
 
@@ -149,7 +146,7 @@ def write_readme():
     """Redraw the README's ladder and fill in its tables, all from data/runs."""
     shipped = ROOT / "data/runs"
     saved = {path.stem: read_json(path) for path in sorted(shipped.glob("*.json"))}
-    dollars = saved["10_compare_costs"]["results"].get("dollars")
+    dollars = saved["10_compare_costs"]["results"]["dollars"]
     ladder(ladder_bars(saved), dollars).figure.savefig(shipped / "ladder.png")
     tables = {"notebooks": notebook_table(saved), "minutes": minutes(saved)}
     for name, run in saved.items():
@@ -170,50 +167,44 @@ def ladder_bars(saved):
     The untrained model, which notebook 10 adds, is the foot of the trained ones.
     """
     bars = [bar for run in saved.values() for bar in run["results"].get("ladder", ())]
-    for run in saved.values():
-        if foot := run["results"].get("untrained"):
-            bars.insert([bar["name"] for bar in bars].index("SFT"), foot)
+    foot = saved["10_compare_costs"]["results"]["untrained"]
+    bars.insert([bar["name"] for bar in bars].index("SFT"), foot)
     return bars
 
 
-def ladder(steps, dollars=None):
+def ladder(steps, dollars):
     """Draw the ladder, a bar a step, with its paired gain over the bar before.
 
     A step has name, value, low, high (fractions of 1), n, and right: whether each case
     was answered rightly, the same cases in the same order. `dollars` maps a name to USD
-    per 1,000 right answers: value (None: none was right), low and high.
+    per 1,000 right answers: value (None: none was right), low and high (None: any).
     """
-    axes = plots.figure(
-        "How right is each way to answer, and what does it cost?"
-        if dollars
-        else "How right is each way to answer?",
-        figsize=(9.6 if dollars else 7.6, 1.0 + 0.42 * len(steps)),
-    )
+    size = (9.6, 1.0 + 0.42 * len(steps))
+    question = "How right is each way to answer, and what does it cost?"
+    axes = plots.figure(question, figsize=size)
     named = {step["name"]: SimpleNamespace(**step) for step in steps}
     unit = f"right on all three databases, % of {steps[0]['n']} cases"
     plots.bars(axes, named, unit, 100)
-    words = {"va": "center", "fontsize": 9}
+    words = {"va": "center", "fontsize": 9, "annotation_clip": False}
     axes.annotate("gain over the bar above", (118, 0), **words)
     for row, (before, step) in enumerate(itertools.pairwise(steps), start=1):
         gain = paired_difference(before["right"], step["right"]).difference
         axes.annotate(gain.points(), (118, row), **words)
-    axes.set_xlim(0, 250 if dollars else 185)
-    if dollars:
-        axes.xaxis.label.set_x(0.2)  # under the bars
-        head = "USD per 1,000 right"
-        axes.annotate(head, (192, -0.75), annotation_clip=False, **words)
+    axes.annotate("USD per 1,000 right", (192, -0.75), **words)
     for row, name in enumerate(named):
-        if name in (dollars or {}):
+        if name in dollars:
             axes.annotate(write_dollars(*dollars[name]), (192, row), **words)
+    axes.set_xlim(0, 250)
+    axes.xaxis.label.set_x(0.2)  # under the bars
     axes.spines["bottom"].set_bounds(0, 100)
     axes.set_xticks(range(0, 101, 20))
     return axes
 
 
 def write_dollars(value, low, high):
-    if value is None or not math.isfinite(value):
+    if value is None:
         return "none right"
-    most = "any" if high is None or not math.isfinite(high) else f"{high:.3f}"
+    most = "any" if high is None else f"{high:.3f}"
     return f"{value:.3f} ({low:.3f} to {most})"
 
 
@@ -246,14 +237,10 @@ def minutes(saved):
     costly = sum(card["seconds"] for card in cards if card not in on_gpu)
     lent = sum(card["seconds"] for card in on_gpu)
     full = sum(saved[path.stem]["card"]["seconds"] for path in find_notebooks())
-    text = ""
-    if "course_quick" in saved:
-        card = saved["course_quick"]["card"]
-        text += (
-            f"All notebooks in quick mode: {card['seconds'] / 60:.1f} minutes on "
-            f"{card['hardware']['cores']} cores, after set-up. "
-        )
-    text += (
+    quick = saved["course_quick"]["card"]
+    text = (
+        f"All notebooks in quick mode: {quick['seconds'] / 60:.1f} minutes on "
+        f"{quick['hardware']['cores']} cores, after set-up. "
         f"A full run from nothing: {(full + costly) / 3600:.1f} hours on 2 cores, of "
         f"which {costly / 3600:.1f} in {len(cards) - len(on_gpu)} costly runs that "
         "full mode replays while their configurations are unchanged. "
@@ -267,61 +254,56 @@ def minutes(saved):
 
 
 def compare(old, new, renamed=()):
-    """Print each number and text that differs in two folders of results files.
+    """Print each value that differs in two folders of results files; count them.
 
-    Returns how many do. Cards, which name machine and time, are left out. `renamed` are
-    pairs of an old and a new name of a value.
+    Cards, which name machine and time, are left out. `renamed` are pairs of an old and
+    a new name of a value.
     """
-    moved = []
+    moved = 0
     for name in sorted(
         {p.name for folder in (old, new) for p in folder.glob("*.json")}
     ):
-        if not (old / name).exists() or not (new / name).exists():
-            moved.append(f"{name}: only in {old if (old / name).exists() else new}")
-            continue
-        text = (old / name).read_text(encoding="utf-8")
-        for once, now in renamed:
-            text = text.replace(f'"{once}":', f'"{now}":')
-        before, after = json.loads(text), read_json(new / name)
-        before.pop("card", None)
-        after.pop("card", None)
-        moved += [f"{name}: {line}" for line in differences(before, after)]
-    print("\n".join(moved) or "nothing moved")
-    return len(moved)
+        before, after = places(old / name, renamed), places(new / name)
+        for place in sorted({*before, *after}):
+            once, now = before.get(place, "absent"), after.get(place, "absent")
+            if once != now:
+                print(f"{name}: {place} {once[:60]} -> {now[:60]}")
+                moved += 1
+    print(f"{moved} values differ")
+    return moved
 
 
-def differences(old, new, path=""):
-    """Name the places in which two JSON values differ, with both."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            inner = f"{path}[{key!r}]"
-            if key not in old or key not in new:
-                yield f"{inner} {'is new' if key in new else 'is gone'}"
-            else:
-                yield from differences(old[key], new[key], inner)
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for number, (a, b) in enumerate(zip(old, new, strict=True)):
-            yield from differences(a, b, f"{path}[{number}]")
-    elif json.dumps(old) != json.dumps(new):
-        yield f"{path} {str(old)[:60]!r} -> {str(new)[:60]!r}"
+def places(path, renamed=()):
+    """Map each place in a results file to the JSON that stands there; {}: no file."""
+    text = path.read_text(encoding="utf-8") if path.exists() else "{}"
+    for once, now in renamed:
+        text = text.replace(f'"{once}":', f'"{now}":')
+    saved, found = json.loads(text), {}
+    saved.pop("card", None)
+    left = [("", saved)]
+    while left:
+        place, value = left.pop()
+        if value and isinstance(value, dict | list):
+            parts = value.items() if isinstance(value, dict) else enumerate(value)
+            left += [(f"{place}[{key!r}]", part) for key, part in parts]
+        else:
+            found[place] = json.dumps(value)
+    return found
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    publishing = commands.add_parser("publish")
-    publishing.add_argument("--mode", choices=("full", "quick"), default="full")
-    publishing.add_argument("--only", default="", help="notebooks that begin so: 02")
-    commands.add_parser("readme")
-    comparing = commands.add_parser("compare")
-    comparing.add_argument("folders", nargs=2, type=Path)
-    comparing.add_argument("--renamed", nargs="*", default=[], metavar="OLD=NEW")
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("command", choices=("publish", "readme", "compare"))
+    parser.add_argument("folders", nargs="*", type=Path)
+    parser.add_argument("--mode", choices=("full", "quick"), default="full")
+    parser.add_argument("--only", default="", help="notebooks that begin so: 02")
+    parser.add_argument("--renamed", nargs="*", default=[], metavar="OLD=NEW")
     chosen = parser.parse_args(arguments)
     if chosen.command == "readme":
         write_readme()
     elif chosen.command == "compare":
         renamed = [pair.split("=") for pair in chosen.renamed]
-        return 1 if compare(*chosen.folders, renamed) else 0
+        return min(1, compare(*chosen.folders, renamed))
     elif chosen.mode == "quick":
         publish_minutes("quick")
     else:
