@@ -77,9 +77,6 @@ def evaluations(done):
     return {r["step"]: r["eval_loss"] for r in done["log"] if "eval_loss" in r}
 
 
-# --- it learns -----------------------------------------------------------------------
-
-
 def test_it_learns_sixteen_examples_by_heart_and_nothing_else(config):
     # The replies are dealt out anew, so there is nothing in common to learn.
     strangers = copy.deepcopy(EXAMPLES)
@@ -88,10 +85,7 @@ def test_it_learns_sixteen_examples_by_heart_and_nothing_else(config):
     every = {"use_peft": False, "layers_to_transform": None, "learning_rate": 3e-3}
     every |= {"max_steps": 80, "per_device_train_batch_size": 16, "logging_steps": 10}
     done = cpu.train_sft(config | every | {"save_steps": 80, "validation": strangers})
-    assert losses(done)[-1] < 0.05
-    assert done["validation_loss"] > 1.0
-    model, _ = weights.load(config["model_name_or_path"])
-    assert done["trained_weights"] == sum(p.numel() for p in model.parameters())
+    assert losses(done)[-1] < 0.05 and done["validation_loss"] > 1.0
 
 
 @pytest.mark.parametrize(
@@ -123,14 +117,6 @@ def test_losses_and_weights_are_those_of_trls_own_trainer(
     assert ours["trained_weights"] == theirs["trained_weights"] == numbers
 
 
-def test_the_same_seed_gives_the_same_weights(config):
-    again, other = elsewhere(config, "2"), elsewhere(config, "3", seed=1)
-    one, two, _ = (cpu.train_sft(job) for job in (config, again, other))
-    assert losses(one) == losses(two)
-    a, b, c = (last_weights(job["output_dir"]) for job in (config, again, other))
-    assert furthest(a, b) == 0 < furthest(a, c)
-
-
 def test_an_adapter_is_gone_on_with(config):
     one = cpu.train_sft(config)
     start = {"adapter": config["output_dir"] + "/adapter", "learning_rate": 0.0}
@@ -143,9 +129,6 @@ def test_an_adapter_is_gone_on_with(config):
 def test_an_unknown_setting_is_named(config):
     with pytest.raises(ValueError, match=r"have no --lora_rank$"):
         sft.train(config | {"lora_rank": 1})
-
-
-# --- the mask ------------------------------------------------------------------------
 
 
 def test_the_reply_and_its_end_are_learned_and_nothing_else(config):
@@ -168,43 +151,26 @@ END = 2  # the id of the tiny model's ending token
 
 
 @pytest.mark.parametrize(
-    ("labels", "fine"),
+    "labels",
     [
-        ([-100, -100, 6, END], True),
-        ([-100, -100, END, 6], True),  # a line break after it
-        ([-100, -100, -100, -100], False),  # nothing is learned
-        ([-100, -100, 5, 6], False),  # not to stop
-        ([-100, END, 5, 6], False),  # to go on after the end
-        ([4, 5, 6, END], False),  # the question, too
+        [-100, -100, -100, -100],  # nothing is learned
+        [-100, -100, 5, 6],  # not to stop
+        [-100, END, 5, 6],  # to go on after the end
+        [4, 5, 6, END],  # the question, too
     ],
 )
-def test_a_wrong_mask_is_refused(labels, fine, tiny):
-    tokenizer = weights.load_tokenizer(tiny)
-    right = {"input_ids": [4, 5, 6, 7], "labels": [-100, -100, 6, END]}
-    rows = [right, right | {"labels": labels}]
-    if fine:
-        learned = [is_it for _, is_it in sft.check_mask(rows, tokenizer)]
-        assert learned == [False, False, True, True]
-    else:
-        with pytest.raises(ValueError, match="a prompt is learned, or a reply not to"):
-            sft.check_mask(rows, tokenizer)
+def test_a_wrong_mask_is_refused(labels, tiny):
+    rows = [{"input_ids": [4, 5, 6, 7], "labels": [-100, -100, 6, END]}]
+    rows += [rows[0] | {"labels": labels}]
+    with pytest.raises(ValueError, match="a prompt is learned, or a reply not to"):
+        sft.check_mask(rows, weights.load_tokenizer(tiny))
 
 
-@pytest.mark.parametrize(("room", "why"), [(1.0, "not to its end"), (0.6, "no reply")])
-def test_an_example_without_room_for_its_reply_is_refused(room, why, config, tiny):
-    tokenizer = weights.load_tokenizer(tiny)
-    long = {
-        "prompt": [{"role": "user", "content": "Which of these carriers? " * 9}],
-        "completion": EXAMPLES[0]["completion"],
-    }
-    prompt = len(weights.prompt_ids(tokenizer, long["prompt"]))
-    limit = {"max_length": int(room * prompt) + 2}
-    with pytest.raises(ValueError, match=why):
-        sft.train(config | limit | {"data": [*EXAMPLES[:3], long]})
-    assert not list(Path(config["output_dir"]).glob("checkpoint-*"))
-
-
-# --- it resumes ----------------------------------------------------------------------
+def test_an_example_without_room_for_its_reply_is_refused(config):
+    long = [{"role": "user", "content": "Which of these carriers? " * 9}]
+    data = [*EXAMPLES[:3], EXAMPLES[0] | {"prompt": long}]
+    with pytest.raises(ValueError, match="no reply"):
+        sft.train(config | {"data": data, "max_length": 60})
 
 
 @pytest.mark.parametrize(
@@ -233,8 +199,6 @@ def test_interrupted_it_goes_on_and_ends_with_the_same_weights(
     assert losses(resumed) == losses(whole)
     ends = (last_weights(job["output_dir"]) for job in (config, broken))
     assert furthest(*ends) == 0
-    seconds = [row["seconds"] for row in resumed["log"]]
-    assert seconds == sorted(seconds)
     kept = Path(broken["output_dir"], "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in kept if '"loss"' in line][-1] == 6
 
@@ -245,44 +209,28 @@ def test_stopped_at_a_rung_it_goes_on_as_if_it_had_not_been(config):
     first = cpu.train_sft(staged | {"stop_at": 3})
     assert len(losses(first)) == 3 and math.isfinite(first["validation_loss"])
     assert [*evaluations(first)] == [3]
-    second = cpu.train_sft(staged | {"stop_at": 6})
-    assert losses(second) == losses(whole)
+    # Finished, it learns no more.
+    for _ in range(2):
+        assert losses(cpu.train_sft(staged | {"stop_at": 6})) == losses(whole)
     ends = (last_weights(job["output_dir"]) for job in (config, staged))
     assert furthest(*ends) == 0
-
-
-def test_a_finished_run_learns_no_more_and_its_folder_is_for_its_data(config):
-    one = cpu.train_sft(config)
-    before = last_weights(config["output_dir"])
-    two = cpu.train_sft(config)
-    assert one["validation_loss"] == two["validation_loss"]
-    assert furthest(before, last_weights(config["output_dir"])) == 0
     with pytest.raises(ValueError, match="is of other data: name a new folder"):
         cpu.train_sft(config | {"data": EXAMPLES[:8]})
 
 
-# --- short runs on part of the data --------------------------------------------------
-
-
 def test_a_short_run_answers_and_keeps_no_weights(config):
     questions = [question for question, _ in PAIRS[:3]]
-    short = config | {"questions": questions, "keep_adapter": False}
-    done = cpu.train_sft(short)
+    done = cpu.train_sft(config | {"questions": questions, "keep_adapter": False})
     left = {path.suffix for path in Path(config["output_dir"]).rglob("*")}
     assert ".jsonl" in left and not left & {".safetensors", ".bin", ".pt", ".pth"}
-    assert json.loads(json.dumps(done)) == done
     again = elsewhere(config, "_again")
     assert losses(cpu.train_sft(again)) == losses(done)
-    ask = {"model_name_or_path": config["model_name_or_path"], "questions": questions}
-    ask["adapter"] = again["output_dir"] + "/adapter"
+    ask = again | {"questions": questions, "adapter": again["output_dir"] + "/adapter"}
     told = engine.answer(ask | {"alone": 1})
     assert done["replies"] == [text for text, *_ in told["replies"]]
     assert told["alone"][0][0] == done["replies"][0] and len(told["alone"]) == 1
     kept = load_file(f"{ask['adapter']}/adapter_model.safetensors")
     assert {tensor.dtype for tensor in kept.values()} == {torch.float16}
-
-
-# --- the order of batches ------------------------------------------------------------
 
 
 def test_batches_are_of_one_length_and_come_in_random_order():
@@ -295,10 +243,8 @@ def test_batches_are_of_one_length_and_come_in_random_order():
     assert batches[:12] != sorted(batches[:12]) and batches[:12] != batches[12:]
     assert drawn == length_grouped_batches(rows, 5, 24, seed=0)
     assert drawn != length_grouped_batches(rows, 5, 24, seed=1)
-
-
-@pytest.mark.parametrize(("examples", "batch", "steps"), [(3, 8, 2), (9, 4, 20)])
-def test_any_number_of_examples_fills_a_run(examples, batch, steps):
-    drawn = length_grouped_batches(EXAMPLES[:examples], batch, steps, seed=0)
-    assert len(drawn) == batch * steps
-    assert all(example in drawn for example in EXAMPLES[:examples])
+    # Any number of examples fills a run.
+    for examples, batch, steps in ((3, 8, 2), (9, 4, 20)):
+        drawn = length_grouped_batches(EXAMPLES[:examples], batch, steps, seed=0)
+        assert len(drawn) == batch * steps
+        assert all(example in drawn for example in EXAMPLES[:examples])
