@@ -5,7 +5,6 @@ rewards that differ, another function pays.
 """
 
 import itertools
-import json
 import math
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from trl import GRPOTrainer
 from utils import tidewater
 from utils.evals.harness import Assistant
 from utils.tidewater.reward import Reward, rows_correct, sample_and_grade
-from utils.training import cpu, examples, grpo, weights
+from utils.training import cpu, examples, weights
 from utils.training.cpu import DedupGRPOTrainer, hard_first
 
 # The answer to the first practice question.
@@ -84,9 +83,6 @@ def timeless(done):
     return [{k: v for k, v in row.items() if k not in clock} for row in done["log"]]
 
 
-# --- training ------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("case", ["plain", "alike"])
 def test_it_learns_what_trls_own_trainer_would(case, config, monkeypatch):
     """What is left out, merged or split otherwise does not change the weights."""
@@ -122,13 +118,9 @@ def test_equal_seeds_give_equal_runs_and_others_do_not(config):
     three = cpu.train_grpo(elsewhere(config, "_three", seed=1), odd)
     assert timeless(one) == timeless(two) != timeless(three)
     assert one["replies"] == two["replies"] and len(one["replies"]) == 1
-    assert json.loads(json.dumps(one)) == one
     steps = [(row["step"], "validation" in row) for row in one["log"]]
     # Asked before the first step and after every second.
     assert steps == [(0, True), (1, False), (2, True), (2, False), (3, False)]
-    assert [len(row["validation"]) for row in one["log"] if "validation" in row] == [
-        2
-    ] * 2
     kept = load_file(f"{config['output_dir']}/adapter/adapter_model.safetensors")
     assert {tensor.dtype for tensor in kept.values()} == {torch.float16}
 
@@ -168,28 +160,17 @@ def test_a_gradient_that_is_no_number_stops_the_run(config, monkeypatch):
     assert not list(Path(config["output_dir"]).rglob("*.safetensors"))
 
 
-def test_an_unknown_setting_is_named(config):
-    job = {"model_name_or_path": config["model_name_or_path"], "group_size": 8}
-    with pytest.raises(ValueError, match=r"have no --group_size$"):
-        grpo.train(job | {"data": examples.prompts(config["data"])}, odd)
-
-
 def test_each_step_has_its_share_of_hard_cases():
     cases = [{"id": i, "hard": i < 5} for i in range(20)]
     drawn = hard_first(cases, prompts_per_step=4, steps=10, share=0.75, seed=0)
     steps = [drawn[i : i + 4] for i in range(0, 40, 4)]
-    assert len(drawn) == 40
-    assert all(
-        [case["hard"] for case in step] == [True] * 3 + [False] for step in steps
-    )
+    for step in steps:
+        assert [case["hard"] for case in step] == [True] * 3 + [False]
     hard = [case["id"] for case in drawn if case["hard"]]
     for start in range(0, 30, 5):  # each once, before one comes again
         assert sorted(hard[start : start + 5]) == list(range(5))
     assert drawn == hard_first(cases, 4, 10, 0.75, seed=0)
     assert drawn != hard_first(cases, 4, 10, 0.75, seed=1)
-
-
-# --- the reward ----------------------------------------------------------------------
 
 
 def test_the_reward_gives_the_evals_verdicts(pool):
@@ -224,7 +205,7 @@ def test_a_hostile_answer_is_paid_nothing(queries, pool):
     assert paid == [0.0] * len(replies)
 
 
-def test_an_answer_right_by_luck_or_no_answer_is_paid_nothing(pool):
+def test_an_answer_right_by_luck_is_paid_nothing(pool):
     case, reward = tidewater.load_cases("practice", 1)[0], Reward(pool=pool)
     ((carrier, days),) = case["expected"]["warehouse"]
     lucky = [
@@ -232,23 +213,11 @@ def test_an_answer_right_by_luck_or_no_answer_is_paid_nothing(pool):
         f"select '{carrier}',{days} from shipments limit 1",
         f"select carrier,{days} from shipments where carrier='{carrier}' limit 1",
     ]
-    other = ["", " ", "UPS.", "select", "```sql\n```", "select 1 from", "\0", "'" * 999]
-    replies = [*lucky, *other]
-    assert reward.scores([case] * len(replies), replies) == [0.0] * len(replies)
-    grades = reward.grades([case] * len(lucky), lucky)
-    assert all(one.correct_on_live and not one.correct for one in grades)
-    assert reward.scores([case] * 2, [RIGHT, f"```sql\n{RIGHT};\n```"]) == [1.0, 1.0]
-
-
-def test_a_worker_that_dies_is_paid_nothing_and_the_next_is_paid():
-    case = tidewater.load_cases("practice", 1)[0]
-    bomb = "select length(printf('%.*c', 900000000, 'x')) from shipments"
-    with tidewater.open_pool() as pool:
-        reward = Reward(pool=pool)
-        assert reward.scores([case], ["select 1 from shipments"]) == [0.0]
-        for worker in pool._workers:
-            worker.kill()
-        assert reward.scores([case] * 2, [bomb, RIGHT]) == [0.0, 1.0]
+    for one in reward.grades([case] * len(lucky), lucky):
+        assert one.correct_on_live and not one.correct
+    assert reward.scores([case] * 4, [*lucky, RIGHT]) == [0, 0, 0, 1]
+    other = ["", "UPS.", "```sql\n```", "select 1 from", "\0", "'" * 999]
+    assert reward.scores([case] * len(other), other) == [0] * len(other)
 
 
 def test_what_is_known_is_known_by_content(pool, monkeypatch):
@@ -257,10 +226,9 @@ def test_what_is_known_is_known_by_content(pool, monkeypatch):
     same_id = first | {"expected": other}
     assert reward.scores([first, same_id], [RIGHT, RIGHT]) == [1.0, 0.0]
     assert reward.scores([same_id, dict(first)], [RIGHT, RIGHT]) == [0.0, 1.0]
-    asked = []
-    monkeypatch.setattr(pool, "map", lambda jobs, **_: asked.extend(jobs) or iter(()))
+    monkeypatch.delattr(type(pool), "map")  # it is asked no more
     assert reward.scores([dict(first)] * 3, [RIGHT] * 3) == [1.0] * 3
-    assert not asked and len(reward.graded) == 2
+    assert len(reward.graded) == 2
 
 
 def test_sampling_counts_and_grades_every_sample(tiny):
