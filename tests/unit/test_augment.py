@@ -2,7 +2,6 @@
 
 import random
 import re
-import sqlite3
 
 import pytest
 
@@ -32,9 +31,6 @@ def test_question_and_query_change_alike(seed):
     place = re.match(r"Tickets (.+?) in ([A-Z][a-z]+ \d{4})\?", question)
     assert SWAPS["place"][place[1]] in sql and SWAPS["month"][place[2]] in sql
     assert "is_test=0 and topic<>'spam'" in sql
-    east = WEST.replace("='west'", " in ('northeast','south')")
-    question, _ = substitute("tickets back east?", east, seed)
-    assert question == question.lower() and "back east" not in question
 
 
 @pytest.mark.parametrize(
@@ -66,27 +62,12 @@ def test_a_filter_is_a_phrase_and_its_condition(seed):
     [
         "select count(*) from tickets",
         "select 1 from tickets where topic='late' or is_test=0",
-        "select count(*) from (select 1 from tickets where is_test=0)  where 1",
         # every column that a condition could be on is in use
         "select segment,region,topic from tickets where is_test=0",
     ],
 )
 def test_what_can_take_no_filter_stays(sql):
     assert add_filter("How many?", sql) == ("How many?", sql)
-
-
-@pytest.mark.parametrize("use", ["swap", "add"])
-def test_every_condition_of_the_glossary_finds_rows(use):
-    warehouse = sqlite3.connect(tidewater.WAREHOUSES["warehouse"])
-    for kind, phrases in tidewater.load_glossary(use).items():
-        column = re.match(r"\w+", next(iter(phrases.values())))[0]
-        for phrase, condition in phrases.items():
-            if condition.startswith(("select", "order by")):
-                continue  # what is returned, or its order
-            column_of = "order_date " if kind in ("month", "quarter") else ""
-            table = tidewater.ONLY_IN.get(column, "order_lines")
-            query = f"select count(*) from {table} where {column_of}{condition}"
-            assert warehouse.execute(query).fetchone()[0], (kind, phrase)
 
 
 def test_a_ranking_and_its_groups_are_substituted():
@@ -97,12 +78,6 @@ def test_a_ranking_and_its_groups_are_substituted():
     question, other = substitute("Which region opened the most tickets?", sql)
     assert question == "Which segment opened the fewest tickets?"
     assert other == sql.replace("region", "segment").replace("2 desc", "2")
-
-
-def test_queries_of_one_projection():
-    other = WEST.replace("west", "south").replace("and topic<>'spam' ", "")
-    assert augment.projection(WEST) == augment.projection(other) == "select count(*)"
-    assert "west" not in augment.projection("select sum(region='west') from tickets")
 
 
 def test_the_glossary_says_what_the_logs_say():

@@ -79,56 +79,41 @@ def test_the_shipped_models_learned_this_spelling():
 
 # Single rules
 
+JUNE = "between '2026-06-01' and '2026-06-30'"
+MAY = "between '2026-05-01' and '2026-05-31'"
+
 
 @pytest.mark.parametrize(
     ("sql", "told"),
     [
-        ("SELECT region r FROM customers;", "select region from customers"),
-        # GROUP BY and ORDER BY by place
-        (
+        (  # aliases, GROUP BY and ORDER BY by place
             "SELECT region AS r, COUNT(*) AS n FROM customers GROUP BY r "
-            "ORDER BY n DESC, region ASC",
+            "ORDER BY n DESC, region ASC;",
             "select region,count(*) from customers group by 1 order by 2 desc,1",
         ),
-        (
-            "SELECT region FROM customers GROUP BY region ORDER BY SUM(is_test)",
-            "select region from customers group by 1 order by sum(is_test)",
-        ),
-        # No NULLIF under a division, no STRFTIME for months, no list of one
         (
             "SELECT 1.0*SUM(qty)/NULLIF(SUM(cost), 0) FROM order_lines",
             "select 1.0*sum(qty)/sum(cost) from order_lines",
         ),
-        (
-            "SELECT STRFTIME('%Y-%m', order_date) AS month FROM order_lines "
-            "GROUP BY month",
-            "select substring(order_date,1,7) from order_lines group by 1",
-        ),
-        (
-            "SELECT 1 FROM customers WHERE region IN ('west', 'midwest') AND a IN (1)",
-            "select 1 from customers where a=1 and region in ('midwest','west')",
-        ),
-        # Conditions: test accounts, status, exclusions, filters, period
-        (
-            "SELECT 1 FROM order_lines WHERE order_date = '2026-03-01' AND "
-            "region = 'west' AND (channel = 'web' AND category <> 'sample') AND "
-            "status = 'paid' AND is_test = 0",
-            "select 1 from order_lines where is_test=0 and status='paid' and "
-            "category<>'sample' and channel='web' and region='west' and "
-            "order_date='2026-03-01'",
+        ("SELECT STRFTIME('%Y-%m', d) FROM t", "select substring(d,1,7) from t"),
+        (  # conditions: test accounts, status, exclusions, filters, period
+            "SELECT 1 FROM t WHERE d = '2026-03-01' AND region IN ('b', 'a') AND "
+            "(c IN ('web') AND category <> 'x') AND status = 'paid' AND is_test = 0",
+            "select 1 from t where is_test=0 and status='paid' and category<>'x' and "
+            "c='web' and region in ('a','b') and d='2026-03-01'",
         ),
         # Texts stay as they are; two signs would begin a comment
-        ("SELECT 'A = B, c <> D - E'", "select 'A = B, c <> D - E'"),
-        ("SELECT '', 'it''s' || ', '", "select '','it''s' || ', '"),
-        ('SELECT "Unit Price" FROM t', 'select "Unit Price" from t'),
-        ("SELECT a -  - b, - -3 FROM t", "select a - -b,- -3 from t"),
-        ("SELECT a - 1 -- less one\nFROM t /* all */", "select a-1 from t"),
-        # An outer query may use an inner one's names
+        ("SELECT 'A = B, c <> D', 'it''s'", "select 'A = B, c <> D','it''s'"),
+        ("SELECT a -  - b FROM t -- less", "select a - -b from t"),
+        # Ranges of days are written as BETWEEN
         (
-            "WITH s AS (SELECT region AS r, COUNT(*) AS n FROM tickets GROUP BY r) "
-            "SELECT r AS region, n FROM s ORDER BY n",
-            "with s as (select region as r,count(*) as n from tickets group by 1) "
-            "select r as region,n from s order by 2",
+            "SELECT 1 FROM t WHERE d > '2024-02-28' AND d < '2024-03-01'",
+            "select 1 from t where d between '2024-02-29' and '2024-02-29'",
+        ),
+        (
+            "SELECT 1 FROM t WHERE d BETWEEN DATE('2026-06-30', '-29 days') "
+            "AND '2026-06-30'",
+            f"select 1 from t where d {JUNE}",
         ),
     ],
 )
@@ -136,81 +121,46 @@ def test_one_spelling(sql, told):
     assert normalise(sql) == normalise(told) == told
 
 
-@pytest.mark.parametrize(
-    ("period", "told"),
-    [
-        ("d >= '2026-03-01' AND d < '2026-04-01'", "'2026-03-01' and '2026-03-31'"),
-        ("d > '2024-02-28' AND d < '2024-03-01'", "'2024-02-29' and '2024-02-29'"),
-        ("d <= '2026-01-31' AND d > '2025-12-31'", "'2026-01-01' and '2026-01-31'"),
-        (
-            "d BETWEEN DATE('2026-06-30', '-29 days') AND '2026-06-30'",
-            "'2026-06-01' and '2026-06-30'",
-        ),
-    ],
-)
-def test_a_range_of_days_is_written_as_between(period, told):
-    got = normalise(f"SELECT 1 FROM t WHERE x = 1 AND {period}")
-    assert got == f"select 1 from t where x=1 and d between {told}"
-
-
-@pytest.mark.parametrize(
-    "where",
-    [
+def test_what_is_no_range_of_days_stays():
+    for where in (
         "a>='2026-03-01' and b<'2026-04-01'",  # two columns
         "d>='2026-03-01' or d<'2026-04-01'",
         "not (d>='2026-03-01' and d<'2026-04-01')",
-        "x<9 and x>=2",
         "d<='2026-06-30' and d>=date('2026-06-30','-1 month')",
-    ],
-)
-def test_what_is_no_range_of_days_stays(where):
-    sql = f"select 1 from t where {where}"
-    assert normalise(sql) == sql
+    ):
+        assert normalise(f"select 1 from t where {where}").endswith(where)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", ";", "hello there", "select 'unclosed", "select from where", "```sql"),
-        *("DROP TABLE customers", "PRAGMA user_version", "VALUES (1)"),
-        *("select 1; drop table t", "select " + "(" * 300, "select " + "not " * 300),
-        "select 1 from t where d >= '2026-13-41' and d < '2026-14-01'",
-    ],
-)
+# A model may say anything.
+NO_QUERIES = ["", "hello there", "select 'unclosed", "DROP TABLE customers"]
+NO_QUERIES += ["select 1; drop table t", "select " + "(" * 300]
+NO_QUERIES += ["select 1 from t where d >= '2026-13-41' and d < '2026-14-01'"]
+
+
+@pytest.mark.parametrize("text", NO_QUERIES)
 def test_what_is_no_query_is_a_value_error(text):
     with pytest.raises(ValueError, match=r"."):
         normalise(text)
     assert component_differences(text, "select 1") == ["no query"]
 
 
-# Each broke a query or changed its rows.
-BUGS = {
-    "alias in HAVING": "SELECT region, COUNT(*) AS n FROM customers GROUP BY 1 "
-    "HAVING n > 80",
-    "alias within ORDER BY": "SELECT qty AS q FROM order_lines ORDER BY -q LIMIT 3",
-    "alias of a UNION": "SELECT region AS x FROM customers UNION "
-    "SELECT segment FROM customers ORDER BY x",
-    "alias in an inner UNION": "SELECT x FROM (SELECT region AS x FROM customers UNION "
-    "SELECT segment FROM customers)",
-    "alias in capitals": "SELECT region, COUNT(*) AS Orders FROM order_lines "
-    "GROUP BY 1 ORDER BY orders DESC",
-    "alias in quotes": 'SELECT region, COUNT(*) AS "n" FROM order_lines '
-    'GROUP BY 1 ORDER BY "n" DESC LIMIT 3',
-    "place after a star": "SELECT *, qty AS q FROM order_lines "
-    "ORDER BY q DESC, order_id LIMIT 1",
-    "place of a number": "SELECT 2, region, COUNT(*) FROM customers GROUP BY 2",
-    "alias like a column": "SELECT SUBSTR(order_date, 1, 7) AS order_date, COUNT(*) "
-    "FROM order_lines GROUP BY order_date",
-    "NULLIF without a division": "SELECT COUNT(NULLIF(paused, 0)) FROM subscriptions",
-    "operator at a text's end": "SELECT 'A = '",
-    "first day of all": "SELECT DATE('0001-01-01', '-29 days')",
-}
-
-
 def test_normalise_keeps_the_rows_of_rarer_queries(grader):
-    spelled = [normalise(sql) for sql in BUGS.values()]
-    same = correct(grader, list(BUGS.values()), spelled)
-    assert [name for name, ok in zip(BUGS, same, strict=True) if not ok] == []
+    """Each broke a query or changed its rows."""
+    bugs = [
+        "SELECT region, COUNT(*) AS n FROM customers GROUP BY 1 HAVING n > 80",
+        "SELECT qty AS q FROM order_lines ORDER BY -q LIMIT 3",
+        "SELECT region AS x FROM tickets UNION SELECT topic FROM tickets ORDER BY x",
+        "SELECT x FROM (SELECT region x FROM tickets UNION SELECT topic FROM tickets)",
+        "SELECT region, COUNT(*) AS Orders FROM tickets GROUP BY 1 ORDER BY orders",
+        "SELECT *, qty AS q FROM order_lines ORDER BY q DESC, order_id LIMIT 1",
+        "SELECT 2, region, COUNT(*) FROM customers GROUP BY 2",
+        "SELECT SUBSTR(region, 1, 4) AS region, COUNT(*) FROM tickets GROUP BY region",
+        "SELECT COUNT(NULLIF(paused, 0)) FROM subscriptions",
+        "SELECT 'A = '",
+        "SELECT DATE('0001-01-01', '-29 days')",
+    ]
+    same = correct(grader, bugs, [normalise(sql) for sql in bugs])
+    assert [sql for sql, ok in zip(bugs, same, strict=True) if not ok] == []
 
 
 @pytest.mark.parametrize(
@@ -221,12 +171,6 @@ def test_normalise_keeps_the_rows_of_rarer_queries(grader):
             "select sum(qty) from order_lines where status='paid' and "
             "category<>'sample'",
         ),
-        (
-            "SELECT SUM(qty) FROM order_lines WHERE 'x'<>'y' AND category != 'sample'",
-            "select sum(qty) from order_lines where 'x'<>'y' and category<>'sample'",
-        ),
-        ("SELECT COUNT(*) FROM customers", "select count(*) from customers"),
-        ("SELECT (SELECT COUNT(*) FROM t)", "select (select count(*) from t)"),
         (  # the inner query has the table
             "SELECT AVG(n) FROM (SELECT COUNT(*) AS n FROM tickets) AS s",
             "select avg(n) from (select count(*) as n from tickets "
@@ -247,60 +191,18 @@ def test_normalise_keeps_the_rows_of_rarer_queries(grader):
             "NULLIF(COUNT(*), 0), 1) FROM subscriptions",
             "select round(100.0*avg(paused=1),1) from subscriptions",
         ),
-        (
-            "SELECT ROUND(SUM(monthly_fee), 2) FROM subscriptions",
-            "select sum(monthly_fee) from subscriptions",
+        (  # growth over two halves of the period is one SELECT
+            "SELECT ROUND(100.0 * (b - a) / a, 1) FROM (SELECT SUM(CASE WHEN d < "
+            "'2026-06-01' THEN 1 ELSE 0 END) AS a, SUM(CASE WHEN d >= '2026-06-01' "
+            "THEN 1 ELSE 0 END) AS b FROM shipments WHERE d >= '2026-05-01' AND "
+            "d < '2026-07-01')",
+            f"select round(100.0*sum(case when d {JUNE} then 1 end)/sum(case when d "
+            f"{MAY} then 1 end)-100,1) from shipments",
         ),
     ],
 )
 def test_habits(sql, told):
     assert canonicalize(sql) == canonicalize(told) == told
-
-
-JUNE = "between '2026-06-01' and '2026-06-30'"
-MAY = "between '2026-05-01' and '2026-05-31'"
-GROWN = (
-    f"select round(100.0*sum(case when opened_date {JUNE} then 1 end)/sum(case when "
-    f"opened_date {MAY} then 1 end)-100,1) from tickets where is_test=0 "
-    "and topic<>'spam'"
-)
-
-
-@pytest.mark.parametrize(
-    "sql",
-    [
-        # two whole ranges in a CTE
-        "WITH s AS (SELECT SUM(CASE WHEN opened_date >= '2026-06-01' AND opened_date < "
-        "'2026-07-01' THEN 1 ELSE 0 END) AS now, SUM(CASE WHEN opened_date BETWEEN "
-        "'2026-05-01' AND '2026-05-31' THEN 1 END) AS before FROM tickets WHERE "
-        "is_test = 0) SELECT ROUND(100.0 * (now - before) / before, 1) FROM s",
-        # two halves of the query's period, in a subquery
-        "SELECT ROUND(100.0 * (b - a) / a, 1) FROM (SELECT SUM(CASE WHEN opened_date < "
-        "'2026-06-01' THEN 1 ELSE 0 END) AS a, SUM(CASE WHEN opened_date >= "
-        "'2026-06-01' THEN 1 ELSE 0 END) AS b FROM tickets WHERE is_test = 0 AND "
-        "opened_date >= '2026-05-01' AND opened_date < '2026-07-01')",
-    ],
-)
-def test_growth_is_one_select(grader, sql):
-    assert canonicalize(sql) == canonicalize(GROWN) == GROWN
-    without_spam = sql.replace("is_test = 0", "is_test = 0 AND topic <> 'spam'")
-    assert correct(grader, [without_spam], [GROWN]) == [True]
-    outside = normalise(sql + " WHERE 1 > 0")  # a condition on the sums: no plain one
-    assert canonicalize(outside).count("select") == 2
-
-
-def test_a_skeleton_is_without_names_periods_and_sizes():
-    template = (
-        "SELECT region, COUNT(*) FROM tickets WHERE topic {topic} AND opened_date "
-        "BETWEEN '{first}' AND '{last}' GROUP BY 1 ORDER BY {key} DESC LIMIT {n}"
-    )
-    march = {"first": "2026-03-01", "last": "2026-03-31", "n": 3, "key": 2}
-    april = {"first": "2026-04-01", "last": "2026-04-30", "n": 5, "key": 2}
-    late = skeleton(template.format(topic="= 'late'", **march))
-    assert skeleton(template.format(topic="IN ('taste', 'late')", **april)) == late
-    assert "late" not in late and "2026" not in late
-    assert skeleton(template.format(topic="= 'late'", **march | {"key": 1})) != late
-    assert skeleton(template.format(topic="<> 'late'", **march)) != late
 
 
 WANT = (
@@ -311,20 +213,22 @@ WANT = (
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "parts"),
+    ("old", "new", "parts", "same_skeleton"),
     [
-        ("sum(qty)", "sum(price)", ["metric"]),
-        ("region,", "segment,", ["grouping"]),
-        ("is_test=0 and ", "", ["filter"]),
-        ("'2026-03-31'", "'2026-04-30'", ["period"]),
-        ("2 desc limit 3", "2 limit 3", ["ranking"]),
-        (" group by 1", "", ["shape"]),
-        ("select ", "select distinct ", ["shape"]),
-        ("sum(qty) from order_lines", "max(qty) from tickets", ["table", "metric"]),
-        ("between '2026-03-01' and '2026-03-31'", ">='2026-03-01'", ["period"]),
-        ("channel='web'", "channel IN ('web')", []),
+        ("sum(qty)", "sum(price)", ["metric"], False),
+        ("region,", "segment,", ["grouping"], False),
+        ("is_test=0 and ", "", ["filter"], False),
+        ("'2026-03-31'", "'2026-04-30'", ["period"], True),
+        ("2 desc limit 3", "2 desc limit 5", ["ranking"], True),
+        ("2 desc limit 3", "1 desc limit 3", ["ranking"], False),
+        ("select ", "select distinct ", ["shape"], False),
+        ("sum(qty) from order_lines", "max(qty) from t", ["table", "metric"], False),
+        ("channel='web'", "channel in ('mail','web')", ["filter"], True),
+        ("channel='web'", "channel IN ('web')", [], True),
     ],
 )
-def test_differences_name_the_components(old, new, parts):
+def test_components_and_skeletons(old, new, parts, same_skeleton):
     assert old in WANT
-    assert component_differences(WANT.replace(old, new), WANT) == parts
+    other = WANT.replace(old, new)
+    assert component_differences(other, WANT) == parts
+    assert (skeleton(other) == skeleton(WANT)) == same_skeleton
