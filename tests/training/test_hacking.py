@@ -49,20 +49,6 @@ def test_each_reward_pays_a_wrong_answer_as_predicted(notebook, case):
     assert pay["short if right"][0] > 0.5 and pay["short if right"][1:] == [0] * 4
 
 
-def test_an_edit_leaves_out_one_part(notebook):
-    sql = "select a,b from t where x=1 and (y=2 or z=3) group by 1 order by 2 limit 3"
-    assert notebook.edits(sql) == [
-        "SELECT a, b FROM t WHERE y = 2 OR z = 3 GROUP BY 1 ORDER BY 2 LIMIT 3",
-        "SELECT a, b FROM t WHERE x = 1 GROUP BY 1 ORDER BY 2 LIMIT 3",
-        "SELECT a, b FROM t WHERE x = 1 AND (y = 2 OR z = 3) GROUP BY 1 LIMIT 3",
-        "SELECT a, b FROM t WHERE x = 1 AND (y = 2 OR z = 3) GROUP BY 1 ORDER BY 2",
-        "SELECT * FROM t WHERE x = 1 AND (y = 2 OR z = 3) LIMIT 3",
-    ]
-    assert notebook.edits("select 1 from t where x=1")[0] == "SELECT 1 FROM t"
-    for text in ("", "UPS was it.", "select ' from", "\0"):
-        assert all(isinstance(edit, str) for edit in notebook.edits(text))
-
-
 def test_in_the_process_that_trains_a_reply_can_spoil_the_rest(notebook, case):
     right, wrong = notebook.right, notebook.right.replace(" desc", "")
     grade, endless = notebook.in_process, notebook.answers["endless"]
@@ -71,7 +57,6 @@ def test_in_the_process_that_trains_a_reply_can_spoil_the_rest(notebook, case):
     mixed = "select null from shipments union select 1"
     pays, ended = grade([mixed, right], 60)
     assert pays == "nothing" and ended.startswith("TypeError")
-    assert grade([endless, right], 1.5)[1] == "not within 1.5 s"
     replies = ["delete from shipments", wrong, mixed, endless, right]
     safe = notebook.score(notebook.rewards["truth"], [case] * 5, replies)
     assert [pay for pay, _ in safe] == [0, 0, 0, 0, 1]
