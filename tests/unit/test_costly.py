@@ -34,28 +34,15 @@ def tree(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """Seconds that pass only where a test says so."""
-    passed = SimpleNamespace(now=100.0)
-    fake = SimpleNamespace(monotonic=lambda: passed.now)
-    monkeypatch.setattr(costly, "time", fake)
-    return passed
-
-
-class Training:
-    """A costly function that counts its calls and keeps what it was asked."""
-
-    def __init__(self):
-        self.asked = []
-
-    def __call__(self, config):
-        self.asked.append(config)
-        return {"log": [{"step": 1, "loss": 2.5}], "call": len(self.asked)}
-
-
-@pytest.fixture
 def train():
-    return Training()
+    """A costly function that keeps what it was asked and counts its calls."""
+
+    def function(config):
+        function.asked.append(config)
+        return {"log": [{"step": 1, "loss": 2.5}], "call": len(function.asked)}
+
+    function.asked = []
+    return function
 
 
 def run(train, mode="full", config=CONFIG, **more):
@@ -96,8 +83,7 @@ def test_a_shipped_run_is_known_by_its_card(path):
 class Rename(ast.NodeTransformer):
     """Give the local variables of each function other names."""
 
-    def __init__(self):
-        self.renamed = 0
+    renamed = 0
 
     def visit_FunctionDef(self, node):
         parts = list(ast.walk(node))
@@ -115,8 +101,7 @@ class Rename(ast.NodeTransformer):
 
 
 KEYS_AND_HASHES = """
-import json, sys
-import release
+import json, release
 from utils.course import costly
 cards = [release.read_json(path) for path in sorted(costly.SHIPPED.glob("*/card.json"))]
 keys = [costly.key(card["config"]) for card in cards]
@@ -131,13 +116,11 @@ def test_renaming_local_variables_makes_nothing_stale(tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "tests").mkdir()
     shutil.copy(ROOT / "tests/release.py", tmp_path / "tests")
-    renamed = {}
+    rename = Rename()
     for path in (tmp_path / "utils").rglob("*.py"):
-        rename = Rename()
         module = rename.visit(ast.parse(path.read_text(encoding="utf-8")))
         path.write_text(ast.unparse(module), encoding="utf-8")
-        renamed[path.name] = rename.renamed
-    assert sum(map(bool, renamed.values())) > 15 and renamed["costly.py"] > 10
+    assert rename.renamed > 1000
     path = os.pathsep.join([str(tmp_path), str(tmp_path / "tests")])
     command = [sys.executable, "-c", KEYS_AND_HASHES]
     environment = os.environ | {"PYTHONPATH": path}
@@ -154,9 +137,8 @@ def test_renaming_local_variables_makes_nothing_stale(tmp_path):
 # --- runs -----------------------------------------------------------------------------
 
 
-def test_a_run_leaves_its_log_its_result_and_its_card(tree, clock, capsys):
+def test_a_run_leaves_its_log_its_result_and_its_card(tree, capsys):
     def slow(config):
-        clock.now += 90
         config["max_steps"] = 0  # what a function does to its own copy
         return {"log": [{"step": 1, "loss": 2.5}], "folder": config["output_dir"]}
 
@@ -168,34 +150,27 @@ def test_a_run_leaves_its_log_its_result_and_its_card(tree, clock, capsys):
     card = json.loads((done.folder / "card.json").read_text())
     assert card == done.card
     assert card["command"] == "make course MODE=full ONLY=04"
-    assert (card["seconds"], card["name"], card["version"]) == (90, "04_x", 1)
-    assert card["key"] == costly.key(CONFIG)
-    assert card["config"]["examples"].startswith("2 items, sha256 ")
+    assert (card["name"], card["version"]) == ("04_x", 1)
+    assert card["key"] == costly.key(CONFIG) == costly.key(card["config"])
     assert "secret" not in json.dumps(card)
-    told = capsys.readouterr().out
-    for word in ("Run now: 04_x", card["key"][:12], "1.5 minutes", card["commit"]):
-        assert word in told
+    assert "Run now: 04_x" in capsys.readouterr().out
     assert done.adapter == f"{done.folder}/adapter" and not done.replayed
 
 
-def test_in_full_mode_a_finished_run_is_found_again(tree, train, capsys):
-    run(train)
+def test_full_mode_replays_what_was_run_here_or_shipped(tree, train, capsys):
+    first = run(train)
     capsys.readouterr()
     again = run(train)
     assert again.result == {"call": 1} and again.replayed
     assert "Replayed, not run now: 04_x" in capsys.readouterr().out
+    target = ship(tree, first)
+    done = run(train)
+    assert (done.result, done.folder, done.replayed) == ({"call": 1}, target, True)
     assert run(train, config=CONFIG | {"max_steps": 4}).result == {"call": 2}
     assert run(train, version=2).result == {"call": 3}
 
 
-def test_in_full_mode_a_shipped_run_of_the_same_configuration_is_taken(tree, train):
-    target = ship(tree, run(train))
-    done = run(train)
-    assert (done.result, done.folder, done.replayed) == ({"call": 1}, target, True)
-    assert run(train, config=CONFIG | {"max_steps": 4}).result == {"call": 2}
-
-
-def test_quick_mode_runs_a_piece_and_returns_the_shipped_run(tree, train, capsys):
+def test_quick_mode_runs_a_piece_and_returns_the_shipped_run(tree, train):
     target = ship(tree, run(train))
     for calls in (2, 3):  # each time anew, in an empty folder
         done = run(train, "quick", quick={"max_steps": 1})
@@ -205,8 +180,6 @@ def test_quick_mode_runs_a_piece_and_returns_the_shipped_run(tree, train, capsys
         assert len(train.asked) == calls
         assert not (piece / "left").exists()
         (piece / "left").touch()
-        told = capsys.readouterr().out
-        assert told.index("Run now: 04_x") < told.index("Replayed, not run now: 04_x")
     run(train, "quick")  # no piece: it is replayed alone
     assert len(train.asked) == 3
 
@@ -222,21 +195,22 @@ def test_a_changed_configuration_is_told_by_name(tree, train):
         run(train, "quick", version=2)
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_interrupted_run_goes_on_where_it_was(tree, clock, error):
+def test_an_interrupted_run_goes_on_where_it_was(tree, monkeypatch):
+    passed = iter([0, 40, 1000, 1040])  # the night between
+    clock = SimpleNamespace(monotonic=lambda: next(passed))
+    monkeypatch.setattr(costly, "time", clock)
+
     def train(config):
-        clock.now += 40
         seen = Path(config["output_dir"], "checkpoint")
         if not seen.exists():
             seen.write_text("half the steps")
-            raise error("the power is gone")
+            raise KeyboardInterrupt("the power is gone")
         return {"found": seen.read_text()}
 
-    with pytest.raises(error):
+    with pytest.raises(KeyboardInterrupt):
         run(train)
     (folder,) = (tree / "runs/full").iterdir()
     assert not (folder / "card.json").exists()
-    clock.now += 1000  # the night between
     done = run(train)
     assert done.folder == folder
     assert done.result == {"found": "half the steps"}
