@@ -40,10 +40,6 @@ def configure(folder):
     }
 
 
-def train_by_recipe(folder):
-    return cpu.train_grpo(configure(folder), rows_correct)
-
-
 def train_by_trl(folder):
     """Make the same step by GRPOTrainer itself."""
     torch.set_num_threads(THREADS)
@@ -59,25 +55,24 @@ def train_by_trl(folder):
 
 def main():
     weights.silence_logging()
-    started, found = time.monotonic(), {}
-    for name, way in (("TRL as it comes", train_by_trl), ("recipe", train_by_recipe)):
-        with tempfile.TemporaryDirectory() as folder:
-            log = way(folder)["log"]
-        found[name] = next(row for row in log if "step_time" in row)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+        runs = {"TRL as it comes": train_by_trl(one)}
+        runs["recipe"] = cpu.train_grpo(configure(two), rows_correct)
+    found = {}
+    for name, done in runs.items():
+        found[name] = next(row for row in done["log"] if "step_time" in row)
     rows = []
     for name, row in found.items():
-        rate, mixed = (
-            PROMPTS * GROUP / row["step_time"],
-            1 - row["frac_reward_zero_std"],
-        )
+        rate = PROMPTS * GROUP / row["step_time"]
+        mixed = 1 - row["frac_reward_zero_std"]
         ratio = found["TRL as it comes"]["step_time"] / row["step_time"]
         rows.append([name, f"{rate:.2f}", f"{mixed:.0%}", f"{ratio:.1f}"])
     header = ["a GRPO step", "replies a second", "mixed groups"]
     table = markdown([*header, "times TRL as it comes"], rows)
     results = {"table": table, "steps": found, "prompts": PROMPTS, "group": GROUP}
-    card = run_card(
-        "python tests/bench/bench_rl.py", round(time.monotonic() - started, 1)
-    )
+    seconds = round(time.monotonic() - started, 1)
+    card = run_card("python tests/bench/bench_rl.py", seconds)
     save("bench_rl", {"card": card, "results": results})
 
 

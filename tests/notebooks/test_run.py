@@ -313,15 +313,6 @@ def run_cells(name, scope, *parts):
     return scope
 
 
-def test_00_can_reach_every_verdict():
-    decide = run_cells("00_start_here", {}, "def decide")["decide"]
-    off = dict.fromkeys(("cost", "latency", "quality"), False)
-    assert decide(off, True) == "no-go: stay on the API"
-    assert decide(off | {"cost": True, "latency": None}, True) == "go: cost"
-    assert decide(off | {"latency": None}, True) == "not yet: measure latency"
-    assert decide(off | {"cost": True}, False) == "not yet: collect and review first"
-
-
 @pytest.mark.modal
 def test_08_uses_modal_where_there_is_a_token(capsys):
     jobs = [("warehouse", "select count(*) from tickets")] * 300

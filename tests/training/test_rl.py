@@ -18,7 +18,7 @@ from trl import GRPOTrainer
 
 from utils import tidewater
 from utils.evals.harness import Assistant
-from utils.tidewater.reward import Reward, rows_correct, sample_and_grade
+from utils.tidewater.reward import Reward, rows_correct
 from utils.training import cpu, examples, weights
 from utils.training.cpu import DedupGRPOTrainer, hard_first
 
@@ -229,13 +229,3 @@ def test_what_is_known_is_known_by_content(pool, monkeypatch):
     monkeypatch.delattr(type(pool), "map")  # it is asked no more
     assert reward.scores([dict(first)] * 3, [RIGHT] * 3) == [1.0] * 3
     assert len(reward.graded) == 2
-
-
-def test_sampling_counts_and_grades_every_sample(tiny):
-    cases = tidewater.load_cases("practice", 3)
-    job = tiny | {"dtype": "float32", "cases": cases, "num_generations": 4, "seed": 3}
-    job |= {"temperature": 1.0, "max_new_tokens": 12}
-    found = sample_and_grade(job)["found"]
-    assert [sum(count for _, count, _, _ in replies) for replies in found] == [4] * 3
-    assert not any(right or ended for one in found for _, _, right, ended in one)
-    assert sample_and_grade(job)["found"] == found

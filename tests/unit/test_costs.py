@@ -44,11 +44,8 @@ def test_prices_as_the_sources_state_them(prices):
 
 
 def test_unknown_names_are_refused_with_what_to_do(prices):
-    for find, known in ((prices.model, "gpt-6-luna"), (prices.gpu, "L40S")):
-        with pytest.raises(UnknownPrice) as error:
-            find("H1OO")
-        for part in ("'H1OO'", known, "data/prices.json", "source and date"):
-            assert part in str(error.value)
+    with pytest.raises(UnknownPrice, match=r"'H1OO'; known: .*L40S.*source and date"):
+        prices.gpu("H1OO")
     with pytest.raises(UnknownPrice):
         prices.gpu("cpu_core_second")  # a second of a core is no GPU
 
@@ -58,28 +55,16 @@ def test_stale_names_prices_older_than_ninety_days(prices):
     modal = prices.stale(dt.date(2026, 9, 30))
     assert modal[0] == "H100: 2026-07-01, 91 days old"
     assert len(modal) == len(prices.compute)
-    late = prices.stale(dt.date(2027, 1, 6))
-    assert "claude-haiku-5.5: 2026-10-07, 91 days old" in late and len(late) == 15
+    assert len(prices.stale(dt.date(2027, 1, 6))) == 15
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [
-        ("source", " "),
-        ("date", "2026-09"),
-        ("input", -0.1),
-        ("input", "0.10"),
-        ("input", math.nan),
-        ("output", True),
-        ("batch_discount", 50),
-        ("cached_input", "missing"),
-    ],
+    [("source", " "), ("date", "2026-09"), ("input", -0.1), ("batch_discount", 50)],
 )
 def test_a_bad_entry_is_named(tmp_path, field, value):
     raw = json.loads(PRICE_FILE.read_text(encoding="utf-8"))
     raw["models"]["gpt-6-sol"][field] = value
-    if value == "missing":  # only a null that is written out says: no price known
-        del raw["models"]["gpt-6-sol"][field]
     path = tmp_path / "prices.json"
     path.write_text(json.dumps(raw))
     with pytest.raises(ValueError, match=rf"models\.gpt-6-sol\.{field}"):
@@ -100,26 +85,13 @@ def test_cost_of_a_call_by_hand(prices):
     assert usd == pytest.approx([0.003, 0.0001])
 
 
-@pytest.mark.parametrize("counts", [(10, 1, 11), (-1, 1, 0), (1, -1, 0), (1, 1, -1)])
-def test_impossible_counts_are_refused(prices, counts):
-    with pytest.raises(ValueError, match="cached_tokens"):
-        call_cost(prices.model("gpt-6-sol"), *([5, n] for n in counts))
-
-
-def share(value, low, high):
-    return SimpleNamespace(value=value, low=low, high=high)
-
-
 def test_cost_per_correct_carries_the_interval():
-    found = per_correct(0.01, share(0.5, 0.4, 0.8))
-    assert found == pytest.approx((0.02, 0.0125, 0.025))
-    value, low, high = per_correct(0.01, share(0.0, -1e-17, 0.02))
-    assert (value, high) == (math.inf, math.inf) and low == pytest.approx(0.5)
+    half = SimpleNamespace(value=0.5, low=0.4, high=0.8)
+    assert per_correct(0.01, half) == pytest.approx((0.02, 0.0125, 0.025))
+    none = SimpleNamespace(value=0.0, low=-1e-17, high=0.02)
+    assert per_correct(0.01, none) == pytest.approx((math.inf, 0.5, math.inf))
     with pytest.raises(ValueError, match="per cent"):
-        per_correct(0.01, share(36.4, 30.7, 42.5))
-
-
-# --- a machine of one's own ----------------------------------------------------------
+        per_correct(0.01, SimpleNamespace(value=36.4, low=30.7, high=42.5))
 
 
 def test_an_answer_of_a_machine_by_hand(prices):
@@ -128,12 +100,10 @@ def test_an_answer_of_a_machine_by_hand(prices):
     # 3.60 USD an hour are 0.001 a second; 4 answers a second; half of the time idle
     assert answer_cost(3.6, 4) == pytest.approx(0.00025)
     assert answer_cost(3.6, 4, 0.5) == pytest.approx(0.0005)
-    for wrong in (0, 30, math.nan):
-        with pytest.raises(ValueError, match="utilisation"):
-            answer_cost(1, 4, wrong)
     assert utilisation_for(0.0005, 3.6, 4) == pytest.approx(0.5)
-    assert utilisation_for(0.0001, 3.6, 4) > 1  # not even when it is never idle
-    assert utilisation_for(0, 3.6, 4) == utilisation_for(-0.1, 3.6, 4) == math.inf
+    assert utilisation_for(0, 3.6, 4) == math.inf
+    assert break_even(100, 0.01, 0.06) == pytest.approx(2_000)
+    assert break_even(100, 0.06, 0.06) == math.inf
 
 
 def test_paid_seconds_by_hand():
@@ -155,8 +125,3 @@ def test_paid_seconds_against_a_simulated_month():
         free = max(when, free) + service
     mine = paid_seconds(1 / service, per_month, idle, 0.0)
     assert paid / n == pytest.approx(mine, rel=0.01)
-
-
-def test_break_even_by_hand():
-    assert break_even(100, 0.01, 0.06) == pytest.approx(2_000)
-    assert break_even(100, 0.06, 0.06) == math.inf

@@ -4,8 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
 from utils.costs.routing import Cascade, auroc, choose_threshold
@@ -13,14 +11,6 @@ from utils.costs.routing import Cascade, auroc, choose_threshold
 SURE = [0.9, 0.1, 0.5, 0.5]
 SMALL = [True, False, True, False]
 LARGE = [True, True, False, True]
-
-some_cases = st.integers(1, 30).flatmap(
-    lambda n: st.tuples(
-        st.lists(st.sampled_from([0.0, 0.2, 0.5, 1.0]), min_size=n, max_size=n),
-        st.lists(st.booleans(), min_size=n, max_size=n),
-        st.lists(st.booleans(), min_size=n, max_size=n),
-    )
-)
 
 
 def test_a_point_by_hand():
@@ -35,16 +25,15 @@ def test_a_point_by_hand():
     assert point.deferral_rate == 0.75 and point.usd == pytest.approx(4.0)
     assert point.spent == [1, 3, 5, 7]
     assert point.correct == [True, True, False, True]
-
-
-def test_equal_confidences_are_deferred_together():
+    # Equal confidences are deferred together.
     points = Cascade(SURE, SMALL, LARGE, 1.0, 8.0).curve()
     assert [point.deferral_rate for point in points] == [0, 0.25, 0.75, 1]
 
 
-@given(some_cases)
-def test_the_curve_runs_from_one_model_to_the_other(cases):
-    confidence, small, large = cases
+def test_the_curve_runs_from_one_model_to_the_other():
+    rng = np.random.default_rng(0)
+    confidence = rng.integers(5, size=30) / 4
+    small, large = (rng.random((2, 30)) < 0.7).tolist()
     points = Cascade(confidence, small, large, 1.0, 8.0).curve()
     first, last = points[0], points[-1]
     assert (first.correct, first.deferral_rate, first.usd) == (small, 0, 1.0)
@@ -56,18 +45,6 @@ def test_the_curve_runs_from_one_model_to_the_other(cases):
         assert all(min(a, b) <= right <= max(a, b) for right, a, b in triples)
         assert np.mean(point.spent) == pytest.approx(point.usd)
         assert np.mean(point.deferred) == pytest.approx(point.deferral_rate)
-
-
-@given(some_cases, st.floats(0, 1))
-def test_the_threshold_keeps_no_more_wrong_answers_than_allowed(cases, most):
-    confidence, small, _ = cases
-    step = choose_threshold(confidence, small, most)
-    kept = np.asarray(confidence) >= step
-    assert (kept & ~np.array(small)).mean() <= most
-    lower = [value for value in confidence if value < step]
-    if lower:  # the next lower threshold would have kept too many
-        more = np.asarray(confidence) >= max(lower)
-        assert (more & ~np.array(small)).mean() > most
 
 
 def test_a_threshold_by_hand():
@@ -87,8 +64,3 @@ def test_auroc_by_hand_and_as_scipy_has_it():
     u = mannwhitneyu(noise[right], noise[~right]).statistic
     assert area.value == pytest.approx(u / right.sum() / (~right).sum())
     assert area.low < 0.5 < area.high and area.high - area.low < 0.3
-
-
-def test_a_confidence_that_is_no_number_is_refused():
-    with pytest.raises(ValueError, match="not a number"):
-        auroc([1, math.nan, 1, 1], SMALL)

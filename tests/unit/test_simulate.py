@@ -1,7 +1,5 @@
 """The simulator against closed forms, and against simpy."""
 
-import math
-
 import numpy as np
 import pytest
 import simpy
@@ -18,16 +16,6 @@ from utils.serving.simulate import (
     simulate,
     stragglers,
 )
-
-# --- deterministic -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("jobs", "places"), [(1, 4), (10, 4), (100, 7), (12, 12)])
-def test_a_pool_without_start_takes_rounds(jobs, places):
-    done = simulate(Policy("pool", places), Work(fixed(3.0)), jobs)
-    assert done.seconds == pytest.approx(3.0 * math.ceil(jobs / places))
-    assert done.created == done.peak == min(jobs, places)
-    assert done.busy_seconds == pytest.approx(3.0 * jobs)
 
 
 def test_creation_limits_short_jobs_and_containers_limit_long_ones():
@@ -89,9 +77,6 @@ def test_a_pool_is_a_resource_of_simpy(times, gaps, places):
     assert done.finished.tolist() == [ends[number] for number in range(len(times))]
 
 
-# --- queues --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("servers", "load"), [(1, 0.5), (1, 0.8), (3, 2.1), (10, 8.0)])
 def test_waiting_is_as_erlang_says(servers, load):
     n = 200_000
@@ -109,11 +94,6 @@ def test_erlang_c_against_hand_computed_cases():
     # M/M/2: C = 2 rho^2 / (1 + rho)
     assert erlang_c(1.0, 1.0, 2)[0] == pytest.approx(2 * 0.25 / 1.5)
     assert erlang_c(900.0, 1.0, 1_000)[0] < 0.01  # no factorial overflows
-    with pytest.raises(ValueError, match="busy servers are needed"):
-        erlang_c(2.0, 1.0, 2)
-
-
-# --- draws ---------------------------------------------------------------------------
 
 
 def test_the_same_seed_gives_the_same_run():
