@@ -4,29 +4,36 @@ import itertools
 import math
 import re
 
+TRACE = {"trace_id": "0" * 32, "time": "2026-07-01T09:00:00"}
+TIMED_OUT = {
+    "name": "chat frontier-llm",
+    "span_id": "0" * 16,
+    "kind": "llm",
+    "attributes": {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.input.messages": [{"role": "user", "content": "hello?"}],
+        "gen_ai.output.messages": [],
+        "error.type": "timeout",
+    },
+}
+MARCH = (
+    "SELECT COUNT(*) AS n FROM tickets WHERE opened_date >= '2026-03-01' "
+    "AND opened_date < '{end}' AND topic <> 'spam' AND is_test = 0"
+)
+LATE = (
+    "SELECT region, ROUND(100.0 * SUM(julianday(delivered_date) "
+    "- julianday(promised_date) > {days}) / COUNT(*), 1) FROM shipments "
+    "WHERE is_test = 0 AND delivered_date IS NOT NULL "
+    "AND promised_date LIKE '2026-05-%' GROUP BY region"
+)
+
 SOLUTIONS = {
     "00.1": 30,
     "00.2": 120,
     "00.3": "no-go",
     "01.1": 1308,
     "01.2": lambda text: re.sub(r"#\d+", "[order]", text),
-    "01.3": {
-        "trace_id": "0" * 32,
-        "time": "2026-07-01T09:00:00",
-        "spans": [
-            {
-                "name": "chat frontier-llm",
-                "span_id": "0" * 16,
-                "kind": "llm",
-                "attributes": {
-                    "gen_ai.operation.name": "chat",
-                    "gen_ai.input.messages": [{"role": "user", "content": "hello?"}],
-                    "gen_ai.output.messages": [],
-                    "error.type": "timeout",
-                },
-            }
-        ],
-    },
+    "01.3": TRACE | {"spans": [TIMED_OUT]},
     "02.1": 106,
     "02.2": 50.0,
     "02.3": "SELECT 54",
@@ -35,10 +42,7 @@ SOLUTIONS = {
     "03.3": lambda p: [
         min(1, max((len(p) - i) * p[i] for i in range(k + 1))) for k in range(len(p))
     ],
-    "04.1": (
-        "SELECT COUNT(*) AS n FROM tickets WHERE opened_date >= '2026-03-01' "
-        "AND opened_date < '2026-04-01' AND topic <> 'spam' AND is_test = 0"
-    ),
+    "04.1": MARCH.replace("{end}", "2026-04-01"),
     "04.2": 8 * 10 * 10_176,
     "04.3": 137,
     "05.1": 400,
@@ -93,12 +97,7 @@ SOLUTIONS = {
             (2 * rate if one else 2 - 2 * rate for one in lost), lambda a, b: a * b
         )
     ),
-    "11.3": (
-        "SELECT region, ROUND(100.0 * SUM(julianday(delivered_date) "
-        "- julianday(promised_date) > 3) / COUNT(*), 1) FROM shipments "
-        "WHERE is_test = 0 AND delivered_date IS NOT NULL "
-        "AND promised_date LIKE '2026-05-%' GROUP BY region"
-    ),
+    "11.3": LATE.replace("{days}", "3"),
 }
 
 # Answers that are almost right: the checks must tell them apart.
@@ -108,21 +107,14 @@ NEAR_MISSES = {
     "00.3": "not yet",
     "01.1": 1309,
     "01.2": lambda text: re.sub(r"#\w*", "[order]", text),
-    "01.3": {
-        "trace_id": "0" * 32,
-        "time": "2026-07-01T09:00:00",
-        "spans": [],
-    },
+    "01.3": TRACE | {"spans": []},
     "02.1": 105,
     "02.2": 55.0,
     "02.3": "SELECT 67",
     "03.1": 10,
     "03.2": 2800,
     "03.3": lambda p: [min(1, (len(p) - k) * p[k]) for k in range(len(p))],
-    "04.1": (
-        "SELECT COUNT(*) AS n FROM tickets WHERE opened_date >= '2026-03-01' "
-        "AND opened_date < '2026-03-31' AND topic <> 'spam' AND is_test = 0"
-    ),
+    "04.1": MARCH.replace("{end}", "2026-03-31"),
     "04.2": 8 * 30 * 10_176,
     "04.3": 138,
     "05.1": 16 * 10 + 8 * 20 + 4 * 40 + 2 * 80,
@@ -155,10 +147,5 @@ NEAR_MISSES = {
     "10.3": lambda once, months, own, api: once / months / abs(api - own or 1e-9),
     "11.1": 7,
     "11.2": lambda lost, rate: [2 * rate if one else 2 - 2 * rate for one in lost],
-    "11.3": (
-        "SELECT region, ROUND(100.0 * SUM(julianday(delivered_date) "
-        "- julianday(promised_date) > 2) / COUNT(*), 1) FROM shipments "
-        "WHERE is_test = 0 AND delivered_date IS NOT NULL "
-        "AND promised_date LIKE '2026-05-%' GROUP BY region"
-    ),
+    "11.3": LATE.replace("{days}", "2"),
 }

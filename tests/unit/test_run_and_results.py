@@ -31,7 +31,6 @@ def test_results_are_saved_with_a_card_and_found_again(tree, capsys):
     card = json.loads((tree / "runs/full/07_x.json").read_text())["card"]
     assert card["command"] == "make course MODE=full ONLY=07"
     assert {"commit", "date", "hardware", "python", "seconds"} <= card.keys()
-    assert card["hardware"]["cores"] >= 1
     assert card["commit"] == "not in a git checkout"
     assert "Saved runs/full/07_x.json after 0 s." in capsys.readouterr().out
     assert run.load("07_x") == {"right": 3}
@@ -40,14 +39,8 @@ def test_results_are_saved_with_a_card_and_found_again(tree, capsys):
     assert run.load_rows("07_rows.jsonl") == rows
 
 
-def test_the_card_names_the_commit():
-    assert runs.run_card("x", 1.0, seed=2)["commit"][:12].isalnum()
-    assert runs.run_card("x", 1.0, seed=2)["seed"] == 2
-
-
 def test_what_is_not_in_runs_comes_from_the_shipped_runs(tree):
-    shipped = tree / "data/runs/02_y.json"
-    shipped.write_text('{"results": {"right": 91}}')
+    (tree / "data/runs/02_y.json").write_text('{"results": {"right": 91}}')
     run = course.start("03_z", "quick")
     assert run.load("02_y") == {"right": 91}
     with pytest.raises(FileNotFoundError, match="make course MODE=quick ONLY=05"):
