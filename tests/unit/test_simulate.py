@@ -12,9 +12,7 @@ from utils.serving.simulate import (
     erlang_c,
     exponential,
     fixed,
-    measured,
     simulate,
-    stragglers,
 )
 
 
@@ -100,11 +98,3 @@ def test_the_same_seed_gives_the_same_run():
     policy, work = Policy("pool", 3, batch=2), Work(exponential(1.0), exponential(2.0))
     one, same, other = (simulate(policy, work, 50, seed=s) for s in (4, 4, 5))
     assert one.finished.tolist() == same.finished.tolist() != other.finished.tolist()
-
-
-def test_times_are_drawn_as_told():
-    rng = np.random.default_rng(0)
-    assert set(measured([1, 2, 5])(rng, 200)) == {1, 2, 5}
-    drawn = stragglers((10, 40), (40, 120))(rng, 100_000)
-    assert np.mean(drawn > 40) == pytest.approx(0.01, rel=0.1)
-    assert drawn.min() >= 10 and drawn.max() <= 120
