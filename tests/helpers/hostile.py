@@ -1,7 +1,8 @@
 """Queries that mean harm, or might as well. None of them may return a row.
 
 HOSTILE holds (name, SQL, the errors of utils.evals.sandbox.ERRORS that may come): more
-than one where versions of SQLite differ, or it is a race which wall is hit first.
+than one where versions of SQLite differ, or it is a race which wall is hit first. A
+short query is its own name.
 """
 
 COUNTER = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) "
@@ -14,97 +15,70 @@ def nested(opening: str, middle: str, closing: str, times: int) -> str:
     return opening * times + middle + closing * times
 
 
-WRITES = {  # denied
-    "insert": "INSERT INTO customers(customer) VALUES ('x')",
-    "update": "UPDATE customers SET is_test = 1",
-    "delete": "DELETE FROM order_lines",
-    "replace": "REPLACE INTO customers(customer_id) VALUES (1)",
-    "upsert": "INSERT INTO customers(customer_id) VALUES (1) ON CONFLICT DO NOTHING",
-    "returning": "UPDATE customers SET is_test = 1 RETURNING *",
-    "delete behind a CTE": "WITH x AS (SELECT 1) DELETE FROM customers",
-    "drop": "DROP TABLE customers",
-    "drop, select": "DROP TABLE customers; SELECT 1",
-    "create": "CREATE TABLE x(a)",
-    "create as": "CREATE TABLE x AS SELECT * FROM customers",
-    "temporary table": "CREATE TEMP TABLE x(a)",
-    "temporary view": "CREATE TEMP VIEW x AS SELECT 1",
-    "trigger": "CREATE TRIGGER t AFTER INSERT ON customers BEGIN SELECT 1; END",
-    "index": "CREATE INDEX i ON customers(email)",
-    "virtual table": "CREATE VIRTUAL TABLE x USING fts5(a)",
-    "virtual csv": "CREATE VIRTUAL TABLE x USING csv(filename='/etc/passwd')",
-    "rename": "ALTER TABLE customers RENAME TO c",
-    "add column": "ALTER TABLE customers ADD COLUMN x",
-    "writable schema": "PRAGMA writable_schema = 1",
-    "journal": "PRAGMA journal_mode = wal",
-    "pragma": "PRAGMA table_info(customers)",
-    "heap": "PRAGMA hard_heap_limit = 0",
-    "directory": "PRAGMA temp_store_directory = '/tmp'",
-    "attach": "ATTACH '/etc/passwd' AS p",
-    "attach a new file": "ATTACH DATABASE '/tmp/hostile.sqlite' AS p",
-    "attach memory": "ATTACH ':memory:' AS p",
-    "detach": "DETACH main",
-    "vacuum": "VACUUM",
-    "vacuum into": "VACUUM INTO '/tmp/hostile.sqlite'",
-    "vacuum, hidden": ";/* */ -- x\n\ufeffVaCuUm main INTO '/tmp/hostile.sqlite'",
-    "reindex": "REINDEX",
-    "analyze": "ANALYZE",
-    "begin": "BEGIN EXCLUSIVE",
-    "commit": "COMMIT",
-    "rollback": "ROLLBACK",
-    "savepoint": "SAVEPOINT x",
-    "release": "RELEASE x",
-    "explain": "EXPLAIN SELECT 1",
-    "explain plan": "/* x */ explain query plan SELECT * FROM customers",
-}
-PEEKS = {  # denied
-    "load_extension": "SELECT load_extension('/tmp/evil.so')",
-    "load_extension, entry": "SELECT Load_Extension('libc.so.6', 'system')",
-    "random": "SELECT * FROM customers ORDER BY random()",
-    "random over a cross join": f"SELECT 1 FROM {SIX} ORDER BY random()",
-    "randomblob": "SELECT randomblob(1000000000)",
-    "zeroblob": "SELECT zeroblob(1000000000)",
-    "hex of zeroblob": "SELECT length(hex(zeroblob(900000)))",
-    "tokenizer": "SELECT fts3_tokenizer('simple')",
-    "tokenizer pointer": "SELECT fts3_tokenizer('x', x'4141414141414141')",
-    "source": "SELECT sqlite_source_id()",
-    "version": "SELECT sqlite_version()",
-    "build": "SELECT sqlite_compileoption_get(1)",
-    "log": "SELECT sqlite_log(1, 'x')",
-    "changes": "SELECT total_changes(), last_insert_rowid()",
-    "clock": "SELECT CURRENT_TIMESTAMP",
-    "clock in a date": "SELECT DATE( 'NOW', '-1 day')",
-    "clock in strftime": "SELECT strftime('%Y', 'now')",
-    "json_each": "SELECT * FROM json_each('[1, 2]')",
-    "json_tree": "SELECT count(*) FROM customers, json_tree('[[1]]')",
-    "pragma function": "SELECT * FROM pragma_table_info('customers')",
-    "path of the file": "SELECT file FROM pragma_database_list",
-    "pages": "SELECT * FROM dbstat",
-    "other statements": "SELECT sql FROM sqlite_stmt",
-    "temporary schema": "SELECT * FROM temp.sqlite_master",
-    "inside EXISTS": "SELECT 1 WHERE EXISTS (SELECT load_extension('x'))",
-    "inside a window": "SELECT sum(random()) OVER () FROM customers",
-    "inside a CTE": "WITH x(a) AS (SELECT randomblob(9)) SELECT count(a) FROM x",
-}
-REFUSED = {  # sql_error; denied where SQLite has the thing
-    "writefile": "SELECT writefile('/tmp/hostile', 'x')",
-    "readfile": "SELECT readfile('/etc/passwd')",
-    "edit": "SELECT edit('x', 'vi')",
-    "eval": "SELECT eval('DROP TABLE customers')",
-    "fsdir": "SELECT * FROM fsdir('/')",
-    "generate_series": "SELECT * FROM generate_series(1, 1000000000)",
-    "statistics": "SELECT * FROM sqlite_stat1",
-    "schema write": "UPDATE sqlite_schema SET sql = ''",
-    "schema delete": "DELETE FROM sqlite_master",
-    "other database": "SELECT * FROM twin.customers",
-    "no such column": "SELECT password FROM customers",
-    "regexp": "SELECT email REGEXP '(a+)+$' FROM customers",
-    "homoglyph table": "SELECT * FROM \u0441ustomers",
-    "surrogate as a pair": "SELECT * FROM \U0001f600",
-    "parameter": "SELECT ?",
-    "named parameter": "SELECT * FROM customers WHERE email = :email",
-    "parameter number": "SELECT ?250000",
-    "overflow": "SELECT abs(-9223372036854775808)",
-    "bad JSON": "SELECT json('[1,')",
+WRITES = [  # denied
+    "INSERT INTO customers(customer) VALUES ('x')",
+    "UPDATE customers SET is_test = 1",
+    "DELETE FROM order_lines",
+    "REPLACE INTO customers(customer_id) VALUES (1)",
+    "INSERT INTO customers(customer_id) VALUES (1) ON CONFLICT DO NOTHING",
+    "UPDATE customers SET is_test = 1 RETURNING *",
+    "WITH x AS (SELECT 1) DELETE FROM customers",
+    "DROP TABLE customers", "DROP TABLE customers; SELECT 1",
+    "CREATE TABLE x AS SELECT * FROM customers",
+    "CREATE TEMP VIEW x AS SELECT 1",
+    "CREATE TRIGGER t AFTER INSERT ON customers BEGIN SELECT 1; END",
+    "CREATE INDEX i ON customers(email)",
+    "CREATE VIRTUAL TABLE x USING fts5(a)",
+    "CREATE VIRTUAL TABLE x USING csv(filename='/etc/passwd')",
+    "ALTER TABLE customers RENAME TO c", "ALTER TABLE customers ADD COLUMN x",
+    "ATTACH '/etc/passwd' AS p",
+    "ATTACH DATABASE '/tmp/hostile.sqlite' AS p",
+    "VACUUM INTO '/tmp/hostile.sqlite'",
+    ";/* */ -- x\n\ufeffVaCuUm main INTO '/tmp/hostile.sqlite'",
+    "/* x */ explain query plan SELECT * FROM customers",
+    "VACUUM", "REINDEX", "ANALYZE", "EXPLAIN SELECT 1",
+    "DETACH main", "ATTACH ':memory:' AS p",
+    "BEGIN EXCLUSIVE", "COMMIT", "ROLLBACK", "SAVEPOINT x", "RELEASE x",
+    "PRAGMA writable_schema = 1", "PRAGMA journal_mode = wal",
+    "PRAGMA hard_heap_limit = 0", "PRAGMA temp_store_directory = '/tmp'",
+    "PRAGMA table_info(customers)", "CREATE TABLE x(a)", "CREATE TEMP TABLE x(a)",
+]  # fmt: skip
+PEEKS = [  # denied
+    "SELECT load_extension('/tmp/evil.so')",
+    "SELECT Load_Extension('libc.so.6', 'system')",
+    "SELECT 1 WHERE EXISTS (SELECT load_extension('x'))",
+    "SELECT * FROM customers ORDER BY random()",
+    f"SELECT 1 FROM {SIX} ORDER BY random()",
+    "SELECT sum(random()) OVER () FROM customers",
+    "WITH x(a) AS (SELECT randomblob(9)) SELECT count(a) FROM x",
+    "SELECT randomblob(1000000000)", "SELECT zeroblob(1000000000)",
+    "SELECT length(hex(zeroblob(900000)))", "SELECT fts3_tokenizer('simple')",
+    "SELECT fts3_tokenizer('x', x'4141414141414141')",
+    "SELECT sqlite_source_id()", "SELECT sqlite_version()",
+    "SELECT sqlite_compileoption_get(1)", "SELECT sqlite_log(1, 'x')",
+    "SELECT total_changes(), last_insert_rowid()",
+    "SELECT CURRENT_TIMESTAMP", "SELECT DATE( 'NOW', '-1 day')",
+    "SELECT strftime('%Y', 'now')", "SELECT * FROM json_each('[1, 2]')",
+    "SELECT count(*) FROM customers, json_tree('[[1]]')",
+    "SELECT * FROM pragma_table_info('customers')",
+    "SELECT file FROM pragma_database_list",
+    "SELECT * FROM dbstat", "SELECT sql FROM sqlite_stmt",
+    "SELECT * FROM temp.sqlite_master",
+]  # fmt: skip
+UNKNOWN = [  # sql_error; denied where SQLite has the thing
+    "SELECT writefile('/tmp/hostile', 'x')", "SELECT readfile('/etc/passwd')",
+    "SELECT edit('x', 'vi')", "SELECT eval('DROP TABLE customers')",
+    "SELECT * FROM fsdir('/')", "SELECT * FROM generate_series(1, 1000000000)",
+    "SELECT * FROM sqlite_stat1", "SELECT * FROM twin.customers",
+    "UPDATE sqlite_schema SET sql = ''", "DELETE FROM sqlite_master",
+    "SELECT password FROM customers", "SELECT email REGEXP '(a+)+$' FROM customers",
+    "SELECT * FROM \u0441ustomers",  # a Cyrillic letter
+    "SELECT * FROM \U0001f600",  # a surrogate pair in JSON
+    "SELECT ?", "SELECT * FROM customers WHERE email = :email", "SELECT ?250000",
+    "SELECT abs(-9223372036854775808)", "SELECT json('[1,')",
+    "WITH x AS (SELECT * FROM x) SELECT * FROM x",
+]  # fmt: skip
+TOO_MUCH = {  # the same, of what is long or deep
     "deep JSON": f"SELECT json('{'[' * 40_000}')",
     "1,000 columns": f"SELECT {','.join('1' * 1_000)}",
     "5,000 UNION ALLs": " UNION ALL ".join(["SELECT 1"] * 5_000),
@@ -119,27 +93,19 @@ REFUSED = {  # sql_error; denied where SQLite has the thing
     "nested SELECT": nested("SELECT * FROM (", "SELECT 1", ")", 3_000),
     "LIKE pattern": "SELECT 'a' LIKE printf('%.*c', 60000, '%')",
     "GLOB pattern": "SELECT 'a' GLOB printf('%.*c', 60000, '*')",
-    "circular CTE": "WITH x AS (SELECT * FROM x) SELECT * FROM x",
 }
-NOT_SQL = {  # syntax
-    "prose": "I cannot answer that question.",
-    "fence": "```sql\nSELECT 1\n```",
-    "open text": "SELECT 'abc",
-    "open bracket": "SELECT (1",
-    "NUL": "\0",
-    "NUL at the end": "SELECT 1\0",
-    "NUL before a drop": "SELECT 1 --\0\nDROP TABLE customers",
-    "lone surrogate": "SELECT '\ud800'",
-    "surrogate name": "SELECT * FROM \udfff",
-    "UTF-16": "SELECT 1".encode("utf-16-le").decode("latin-1"),
-    "homoglyph keyword": "S\u0415LECT 1",
-    "full-width letters": "\uff33ELECT 1",
-    "no-break space": "SELECT 1 FROM\u00a0customers WHERE 1 = 1 1",
-    "right to left": "\u202eSELECT 1",
-    "dot command": ".shell rm -rf /",
-    "outfile": "SELECT * FROM customers INTO OUTFILE '/tmp/hostile'",
-    "copy": "COPY customers TO PROGRAM 'sh'",
-}
+NOT_SQL = [  # syntax
+    "I cannot answer that question.",
+    "```sql\nSELECT 1\n```",
+    "SELECT 'abc", "SELECT (1",
+    "\0", "SELECT 1\0", "SELECT 1 --\0\nDROP TABLE customers",
+    "SELECT '\ud800'", "SELECT * FROM \udfff",  # lone surrogates
+    "SELECT 1".encode("utf-16-le").decode("latin-1"),
+    "S\u0415LECT 1", "\uff33ELECT 1", "\u202eSELECT 1",  # look alike, right to left
+    "SELECT 1 FROM\u00a0customers WHERE 1 = 1 1",  # a no-break space
+    ".shell rm -rf /", "COPY customers TO PROGRAM 'sh'",
+    "SELECT * FROM customers INTO OUTFILE '/tmp/hostile'",
+]  # fmt: skip
 BOMBS = {  # timeout, or memory
     "counting": COUNTER + "SELECT count(*) FROM r",
     "counting far": COUNTER + "SELECT sum(n) FROM (SELECT n FROM r LIMIT 1000000000)",
@@ -213,15 +179,12 @@ OTHER = [
     ("gigabyte of printf", "SELECT abs(-9223372036854775807 - coalesce(length(printf("
      "'%.*c', 1000000000, 'a')), 9))", {"timeout", "too_many_bytes", "sql_error"}),
 ]  # fmt: skip
+NAMELESS = ((WRITES, "denied"), (PEEKS, "denied"), (NOT_SQL, "syntax"))
 HOSTILE = [
-    (name, sql, errors)
-    for queries, errors in (
-        (WRITES, {"denied"}),
-        (PEEKS, {"denied"}),
-        (REFUSED, {"sql_error", "denied"}),
-        (NOT_SQL, {"syntax"}),
-        (BOMBS, {"timeout", "memory"}),
-        (BLOW_UPS, {"too_many_bytes", "memory"}),
-    )
-    for name, sql in queries.items()
-] + OTHER
+    *[(sql, sql, {error}) for queries, error in NAMELESS for sql in queries],
+    *[(sql, sql, {"sql_error", "denied"}) for sql in UNKNOWN],
+    *[(name, sql, {"sql_error", "denied"}) for name, sql in TOO_MUCH.items()],
+    *[(name, sql, {"timeout", "memory"}) for name, sql in BOMBS.items()],
+    *[(name, sql, {"too_many_bytes", "memory"}) for name, sql in BLOW_UPS.items()],
+    *OTHER,
+]

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 
 import openai
@@ -10,16 +11,10 @@ import pytest
 from chat_server import completion
 
 from utils import tidewater
-from utils.evals.harness import (
-    STATUSES,
-    ApiModel,
-    Assistant,
-    RecordedModel,
-    live_model,
-)
+from utils.evals import harness
+from utils.evals.harness import ApiModel, Assistant, RecordedModel, live_model
 from utils.evals.types import ModelError, Reply
-from utils.logs import record as collect
-from utils.logs import traces
+from utils.logs import record, traces
 
 SQL = "Counting.\n```sql\nSELECT COUNT(*) FROM tickets;\n```"
 BROKEN = "```sql\nSELECT total FROM nowhere\n```"
@@ -38,8 +33,7 @@ def api(server, **settings):
 def test_an_answer_over_http_becomes_a_trace(chat_server, tool):
     chat_server.script = [SQL]
     trace = Assistant(api(chat_server), "the prompt", tool).ask("How many tickets?")
-    assert trace.status == "answered"
-    assert trace.question == "How many tickets?"
+    assert (trace.status, trace.question) == ("answered", "How many tickets?")
     assert trace.result == {"rows": [[1400]], "error": None}
     assert trace.tokens == (11, 7)
     assert trace.seconds > 0
@@ -47,60 +41,36 @@ def test_an_answer_over_http_becomes_a_trace(chat_server, tool):
     (asked,) = chat_server.requests
     assert [m["role"] for m in asked["messages"]] == ["system", "user"]
     assert asked["messages"][0]["content"] == "the prompt"
-    assert chat_server.keys == ["Bearer k"]
-
-
-def test_model_url_and_key_come_from_the_environment(chat_server, tool, monkeypatch):
-    monkeypatch.setenv("OPENAI_BASE_URL", chat_server.url)
-    monkeypatch.setenv("OPENAI_API_KEY", "from-env")
-    monkeypatch.setenv("MODEL", "env-model")
-    trace = Assistant(ApiModel(), "p", tool).ask("hi")
-    assert trace.status == "no_query"
-    assert chat_server.requests[0]["model"] == "env-model"
-    assert chat_server.keys == ["Bearer from-env"]
 
 
 def test_a_retry_shows_the_model_its_error(chat_server, tool):
-    chat_server.script = [BROKEN, SQL]
-    trace = Assistant(api(chat_server), "p", tool).ask("How many tickets?")
+    chat_server.script = [BROKEN, SQL, BROKEN]
+    assistant = Assistant(api(chat_server), "p", tool)
+    trace = assistant.ask("How many tickets?")
     assert trace.status == "answered"
     assert [s["kind"] for s in trace.spans] == ["llm", "tool", "llm", "tool"]
     assert "no such table" in chat_server.requests[1]["messages"][-1]["content"]
     assert trace.tokens == (22, 14)
     # The first span keeps the messages that it saw.
     assert len(trace.spans[0]["attributes"]["gen_ai.input.messages"]) == 1
-
-
-def test_retries_end(chat_server, tool):
-    chat_server.script = [BROKEN]
-    trace = Assistant(api(chat_server), "p", tool).ask("q")
-    assert trace.status == "tool_error"
-    assert len(chat_server.requests) == 2
-    once = Assistant(api(chat_server), "p", tool, max_retries=0)
-    assert once.ask("q").spans[2:] == []
+    assert assistant.ask("q").status == "tool_error"
+    assert len(chat_server.requests) == 4  # one retry and no more
 
 
 @pytest.mark.parametrize(
     ("script", "status"),
     [
         (401, "model_error"),
-        (403, "model_error"),
         (404, "model_error"),
-        (400, "model_error"),
         (429, "rate_limit"),
         (500, "overloaded"),
-        (503, "overloaded"),
         (10.0, "timeout"),
         ("", "no_query"),
-        ("   \n", "no_query"),
         (completion(None), "no_query"),
-        ("no query here", "no_query"),
         ("```python\nprint()\n```", "no_query"),
         (completion("```sql\nSELECT 1", finish_reason="length"), "truncated"),
-        (completion(None, finish_reason="length"), "truncated"),
         (b"<html>502</html>", "model_error"),
         ({"choices": []}, "model_error"),
-        ({"detail": "what?"}, "model_error"),
     ],
 )
 def test_each_failure_has_a_name(chat_server, tool, script, status):
@@ -108,7 +78,7 @@ def test_each_failure_has_a_name(chat_server, tool, script, status):
     timeout = 0.5 if script == 10.0 else 60
     trace = Assistant(api(chat_server, timeout=timeout), "p", tool).ask("the question")
     assert trace.status == status
-    assert status in STATUSES
+    assert status in harness.STATUSES
     assert trace.question == "the question"
     assert traces.Trace.from_dict(json.loads(json.dumps(trace.to_dict()))) == trace
 
@@ -116,71 +86,51 @@ def test_each_failure_has_a_name(chat_server, tool, script, status):
 def test_no_key_no_server(tool):
     with pytest.raises(openai.OpenAIError, match="OPENAI_API_KEY"):
         ApiModel(model="m")
-
-    def ask(model):
-        trace = Assistant(model, "p", tool).ask("q")
-        return trace.status, trace.spans[0]["attributes"]["error.message"]
-
-    closed = ApiModel("m", "http://127.0.0.1:9/v1", "k", timeout=2, max_retries=0)
-    status, message = ask(closed)
-    assert status == "unreachable" and "127.0.0.1:9" in message
-    status, message = ask(ApiModel("m", "no url at all", "k", max_retries=0))
-    assert status in ("unreachable", "model_error") and message
+    closed = ApiModel("m", "http://127.0.0.1:9/v1", "k", max_retries=0)
+    trace = Assistant(closed, "p", tool).ask("q")
+    assert trace.status == "unreachable"
+    assert "127.0.0.1:9" in trace.spans[0]["attributes"]["error.message"]
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_server_on_this_machine_is_asked_without_the_proxy(
-    chat_server, monkeypatch, host
-):
+def test_a_server_on_this_machine_is_asked_without_the_proxy(chat_server, monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
-    url = chat_server.url.replace("127.0.0.1", host)
-    model = ApiModel("m", url, "k", max_retries=0)
-    assert model([{"role": "user", "content": "q"}]).text == "hello"
-    # Any other server is asked through the proxy.
-    away = ApiModel("m", "http://192.0.2.1/v1", "k", timeout=30, max_retries=0)
-    with pytest.raises(ModelError) as caught:
-        away([{"role": "user", "content": "q"}])
-    assert caught.value.status == "unreachable"
+    for host in ("127.0.0.1", "localhost"):
+        url = chat_server.url.replace("127.0.0.1", host)
+        model = ApiModel("m", url, "k", max_retries=0)
+        assert model([{"role": "user", "content": "q"}]).text == "hello"
 
 
-def test_live_model_needs_both_a_key_and_a_model(monkeypatch):
-    assert live_model() is None
-    monkeypatch.setenv("OPENAI_API_KEY", "k")
+def test_live_model_needs_both_a_key_and_a_model(chat_server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "from-env")
     assert live_model() is None  # a developer's key alone must not be billed
-    monkeypatch.setenv("MODEL", "m")
-    assert live_model().name == "m"
+    monkeypatch.setenv("MODEL", "env-model")
+    monkeypatch.setenv("OPENAI_BASE_URL", chat_server.url)
+    assert live_model()([{"role": "user", "content": "q"}]).text == "hello"
+    assert chat_server.requests[0]["model"] == "env-model"
+    assert chat_server.keys == ["Bearer from-env"]
     monkeypatch.delenv("OPENAI_API_KEY")
-    assert live_model() is None  # MODEL alone may be meant for something else
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     with pytest.raises(ValueError, match="OPENAI_API_KEY is not"):
         live_model()
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    assert live_model() is None  # MODEL alone may be meant for something else
 
 
 def test_a_model_can_pose_as_an_openai_client(tmp_path):
-    client = collect.as_client(lambda messages: Reply(f"to {messages[-1]}", 5, 2))
-    client = collect.record(client, tmp_path / "log.jsonl", user_id="u")
+    client = record.as_client(lambda messages: Reply(f"to {messages[-1]}", 5, 2))
+    client = record.record(client, tmp_path / "log.jsonl", user_id="u")
     asked = [{"role": "user", "content": "hi"}]
     response = client.chat.completions.create(model="m", messages=asked)
     assert response.choices[0].message.content == f"to {asked[-1]}"
-    (trace,), bad = traces.read(tmp_path / "log.jsonl")
+    (trace,), _ = traces.read(tmp_path / "log.jsonl")
     assert (trace.question, trace.tokens, trace.user_id) == ("hi", (5, 2), "u")
-    assert not bad
-
-
-def test_the_sdk_retries_after_a_429(chat_server, tool):
-    chat_server.script = [429, SQL]
-    trace = Assistant(api(chat_server, max_retries=1), "p", tool).ask("q")
-    assert trace.status == "answered"
-    assert len(chat_server.requests) == 2
 
 
 def test_cached_tokens_and_missing_usage_are_kept_as_told(chat_server, tool):
     told = completion(SQL, prompt_tokens_details={"cached_tokens": 8})
-    untold = completion(SQL) | {"usage": None}
-    chat_server.script = [told, untold]
+    chat_server.script = [told, completion(SQL) | {"usage": None}]
     assistant = Assistant(api(chat_server), "p", tool)
     first, second = assistant.ask("q"), assistant.ask("q")
     key = "gen_ai.usage.cache_read.input_tokens"
@@ -189,69 +139,52 @@ def test_cached_tokens_and_missing_usage_are_kept_as_told(chat_server, tool):
     assert second.tokens == (0, 0)
 
 
-@pytest.mark.parametrize("answer", [ZeroDivisionError("oops"), None, "a text"])
-def test_a_model_that_breaks_or_returns_nonsense_loses_nothing(tool, answer):
-    def broken(messages):
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    trace = Assistant(broken, "p", tool).ask("q")
-    assert (trace.status, trace.question) == ("model_error", "q")
-    assert trace.spans[0]["attributes"]["error.message"]
-
-
-def test_a_tool_that_breaks_or_returns_nonsense_loses_nothing(tool, tmp_path):
-    class Odd(tidewater.SqlTool):
-        extracted, ran = {"sql": "SELECT 1"}, {"error": None}
-
-        def extract(self, reply):
-            if isinstance(self.extracted, Exception):
-                raise self.extracted
-            return self.extracted
-
-        def run(self, arguments):
-            if isinstance(self.ran, Exception):
-                raise self.ran
-            return self.ran
-
-    def status(**how):
-        odd = type("Odd", (Odd,), how)(tool.pool)
-        trace = Assistant(lambda m: Reply("x"), "p", odd).ask("q")
-        traces.append(tmp_path / "log.jsonl", trace)
-        assert traces.read(tmp_path / "log.jsonl")[0][-1].to_dict() == trace.to_dict()
-        return trace.status
-
-    assert status() == "answered"
-    assert status(extracted=ValueError("no JSON")) == "no_query"
-    assert status(ran=RuntimeError("disk gone")) == "tool_error"
-    assert status(ran=None) == "tool_error"
-    assert status(ran={"error": None, "rows": [[float("inf")]]}) == "tool_error"
-    assert status(ran={"error": None, "rows": [[b"blob"]]}) == "answered"
+def test_a_model_that_breaks_or_returns_nonsense_loses_nothing(tool):
+    for model in (lambda messages: 1 / 0, lambda messages: "a text"):
+        trace = Assistant(model, "p", tool).ask("q")
+        assert (trace.status, trace.question) == ("model_error", "q")
+        assert trace.spans[0]["attributes"]["error.message"]
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [("x'ff'", "ff"), ("9e999", "inf"), ("NULL", None)]
+    ("extract", "run", "status"),
+    [
+        (lambda reply: json.loads("{"), None, "no_query"),
+        (lambda reply: {}, lambda call: 1 / 0, "tool_error"),
+        (lambda reply: {}, lambda call: {"rows": [[float("inf")]]}, "tool_error"),
+        (lambda reply: {}, lambda call: {"error": None, "rows": [[b"x"]]}, "answered"),
+    ],
 )
-def test_what_json_lacks_reaches_the_log_as_text(tool, value, shown):
-    model = RecordedModel({"q": Reply(f"```sql\nSELECT {value}\n```")}, "p")
-    trace = Assistant(model, "p", tool).ask("q")
-    assert trace.result == {"rows": [[shown]], "error": None}
-    assert json.loads(json.dumps(trace.to_dict())) == trace.to_dict()
+def test_a_tool_that_breaks_or_returns_nonsense_loses_nothing(
+    tool, monkeypatch, tmp_path, extract, run, status
+):
+    monkeypatch.setattr(tool, "extract", extract)
+    monkeypatch.setattr(tool, "run", run)
+    trace = Assistant(lambda messages: Reply("x"), "p", tool, max_retries=0).ask("q")
+    assert trace.status == status
+    traces.append(tmp_path / "log.jsonl", trace)
+    assert traces.read(tmp_path / "log.jsonl")[0] == [trace]
 
 
-def test_a_recording_knows_its_questions_and_its_prompt(pool):
+def test_what_json_lacks_reaches_the_log_as_text(tool):
+    reply = Reply("```sql\nSELECT x'ff', 9e999, NULL\n```")
+    trace = Assistant(RecordedModel({"q": reply}, "p"), "p", tool).ask("q")
+    assert trace.result == {"rows": [["ff", "inf", None]], "error": None}
+
+
+def test_a_recording_knows_its_questions_and_its_prompt():
     model = tidewater.recorded_model("launch")
-    asked = [{"role": "system", "content": tidewater.load_prompt("launch")}]
-    case = tidewater.load_cases(n=1)[0]
-    reply = model([*asked, {"role": "user", "content": case["question"]}])
-    assert "```sql" in reply.text and reply.seconds is None
-    for messages in (
-        [*asked, {"role": "user", "content": "never asked"}],
-        [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}],
-    ):
+    prompt = tidewater.load_prompt("launch")
+    question = tidewater.load_cases(n=1)[0]["question"]
+
+    def ask(prompt, question):
+        system = {"role": "system", "content": prompt}
+        return model([system, {"role": "user", "content": question}])
+
+    assert "```sql" in ask(prompt, question).text
+    for other in [(prompt, "never asked"), ("another prompt", question)]:
         with pytest.raises(ModelError) as caught:
-            model(messages)
+            ask(*other)
         assert caught.value.status == "not_recorded"
 
 
@@ -267,48 +200,28 @@ def test_ctrl_c_asks_no_more(tool):
 
     def model(messages):
         asked.append(messages)
-        if len(asked) == 3:
-            time.sleep(2)  # by now all questions have been handed out
-            os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.1)
         return Reply("no query")
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            Assistant(model, "p", tool).ask_all(["q"] * 200, workers=2)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert len(asked) < 150
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
+    threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        Assistant(model, "p", tool).ask_all(["q"] * 1_000, workers=2)
+    assert len(asked) < 1_000
 
 
 @pytest.mark.parametrize(
     ("reply", "sql"),
     [
-        ("```sql\nSELECT 1;\n```", "SELECT 1"),
-        ("```SQL\nSELECT 1\n```", "SELECT 1"),
-        ("```sql\r\nSELECT 1\r\n```", "SELECT 1"),
-        ("```sqlite\nSELECT 1 ; \n``` as asked", "SELECT 1"),
+        ("```SQL\r\nSELECT 1 ; \r\n``` as asked", "SELECT 1"),
         ("first\n```sql\nSELECT 1\n```\nbetter\n```sql\nSELECT 2\n```", "SELECT 2"),
-        ("SELECT 1", None),
         ("```\nSELECT 1\n```", None),
         ("```sql\nSELECT 1", None),
         # A tuned model sends the query and nothing else.
-        ("select 1 from customers", "select 1 from customers"),
-        (
-            " WITH a AS (SELECT 1) SELECT 2 FROM a ",
-            "WITH a AS (SELECT 1) SELECT 2 FROM a",
-        ),
+        (" select 1 from customers", "select 1 from customers"),
         ("Select a region from the list.\nThen ask again.", None),
         ("You could select it from customers", None),
     ],
 )
 def test_the_query_is_the_last_fenced_block(reply, sql):
     assert tidewater.extract_sql(reply) == sql
-
-
-def test_unknown_names_are_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="caveman"):
-        tidewater.load_prompt("shout")
-    with pytest.raises(ValueError, match="practice"):
-        tidewater.load_cases("train")
