@@ -3,7 +3,6 @@
 python tests/release.py publish [--only 02]     outputs and results of runs/full
 python tests/release.py publish --mode quick    no more than the minutes of runs/quick
 python tests/release.py readme                  the README's figure and tables
-python tests/release.py compare OLD NEW         which results differ in two folders
 """
 
 import argparse
@@ -250,60 +249,14 @@ def minutes(saved):
     return "\n".join(textwrap.wrap(text, 88))
 
 
-# --- compare -------------------------------------------------------------------------
-
-
-def compare(old, new, renamed=()):
-    """Print each value that differs in two folders of results files; count them.
-
-    Cards, which name machine and time, are left out. `renamed` are pairs of an old and
-    a new name of a value.
-    """
-    moved = 0
-    for name in sorted(
-        {p.name for folder in (old, new) for p in folder.glob("*.json")}
-    ):
-        before, after = places(old / name, renamed), places(new / name)
-        for place in sorted({*before, *after}):
-            once, now = before.get(place, "absent"), after.get(place, "absent")
-            if once != now:
-                print(f"{name}: {place} {once[:60]} -> {now[:60]}")
-                moved += 1
-    print(f"{moved} values differ")
-    return moved
-
-
-def places(path, renamed=()):
-    """Map each place in a results file to the JSON that stands there; {}: no file."""
-    text = path.read_text(encoding="utf-8") if path.exists() else "{}"
-    for once, now in renamed:
-        text = text.replace(f'"{once}":', f'"{now}":')
-    saved, found = json.loads(text), {}
-    saved.pop("card", None)
-    left = [("", saved)]
-    while left:
-        place, value = left.pop()
-        if value and isinstance(value, dict | list):
-            parts = value.items() if isinstance(value, dict) else enumerate(value)
-            left += [(f"{place}[{key!r}]", part) for key, part in parts]
-        else:
-            found[place] = json.dumps(value)
-    return found
-
-
 def main(arguments=None):
     parser = argparse.ArgumentParser(usage=__doc__)
-    parser.add_argument("command", choices=("publish", "readme", "compare"))
-    parser.add_argument("folders", nargs="*", type=Path)
+    parser.add_argument("command", choices=("publish", "readme"))
     parser.add_argument("--mode", choices=("full", "quick"), default="full")
     parser.add_argument("--only", default="", help="notebooks that begin so: 02")
-    parser.add_argument("--renamed", nargs="*", default=[], metavar="OLD=NEW")
     chosen = parser.parse_args(arguments)
     if chosen.command == "readme":
         write_readme()
-    elif chosen.command == "compare":
-        renamed = [pair.split("=") for pair in chosen.renamed]
-        return min(1, compare(*chosen.folders, renamed))
     elif chosen.mode == "quick":
         publish_minutes("quick")
     else:

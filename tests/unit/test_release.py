@@ -68,17 +68,6 @@ def test_outputs_of_other_code_are_refused(tree):
         release.publish(path)
 
 
-def test_compare_names_what_moved_and_not_when(tmp_path, capsys):
-    for folder, right, date in (("old", 91, "Monday"), ("new", 92, "Tuesday")):
-        (tmp_path / folder).mkdir()
-        saved = {"card": {"date": date}, "results": {"a": [1.5, {"b": right}]}}
-        (tmp_path / folder / "02_y.json").write_text(json.dumps(saved))
-    arguments = ["compare", str(tmp_path / "old"), str(tmp_path / "new")]
-    assert release.main(arguments) == 1
-    assert "02_y.json: ['results']['a'][1]['b'] 91 -> 92\n" in capsys.readouterr().out
-    assert release.main([*arguments[:2], arguments[1]]) == 0
-
-
 def test_the_ladder_draws_gains_and_dollars():
     bar = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 2, "right": [True, False]}
     steps = [bar | {"name": name} for name in ("a", "b")]
