@@ -36,3 +36,14 @@ def code_of(notebook):
 
 def prose_of(notebook):
     return [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+
+
+def run_cells(name, scope, *parts):
+    """Run the first cell of a notebook that has each part; return the names they leave.
+
+    Raises StopIteration where no cell has it.
+    """
+    sources = [cell.source for cell in code_of(load(ROOT / f"notebooks/{name}.ipynb"))]
+    for part in parts:
+        exec(next(source for source in sources if part in source), scope)
+    return scope

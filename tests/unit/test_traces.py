@@ -30,12 +30,6 @@ def call(question="q?", reply="a.", **attributes):
     return traces.span("llm", "chat m", attributes)
 
 
-def tool(arguments, result):
-    """A `tool` span."""
-    attributes = {traces.ARGUMENTS: arguments, traces.RESULT: result}
-    return traces.span("tool", "execute_tool run_sql", attributes)
-
-
 # A trace and its file
 
 
@@ -51,22 +45,6 @@ def test_every_trace_of_the_course_survives_the_round_trip(tmp_path):
     chats = [traces.to_messages(t, answer=t.feedback.get("sql")) for t in reviewed]
     assert len(chats) == 814
     assert {tuple(m["role"] for m in c) for c in chats} == {("user", "assistant")}
-
-
-def test_properties_of_a_trace_with_a_second_try():
-    spans = [
-        call("first?", "SELECT x", **{traces.TOKENS[0]: 10, traces.TOKENS[1]: 2}),
-        tool({"sql": "SELECT x"}, {"error": "no such column: x"}),
-        call("no such column: x", "SELECT y", **{traces.TOKENS[0]: 20}),
-        tool({"sql": "SELECT y"}, {"rows": [[1]], "error": None}) | {"seconds": 0.25},
-    ]
-    trace = traces.new_trace(spans, user_id="u1")
-    assert (trace.question, trace.reply) == ("first?", "SELECT y")
-    assert trace.arguments == {"sql": "SELECT y"} and trace.result["rows"] == [[1]]
-    assert trace.status == "answered" and trace.tokens == (30, 2)
-    assert trace.seconds == 0.25 and trace.user_id == "u1"
-    trace.spans.pop()
-    assert trace.status == "tool_error" and trace.seconds is None
 
 
 def test_malformed_lines_are_numbered_and_skipped(tmp_path):
@@ -88,34 +66,27 @@ def test_malformed_lines_are_numbered_and_skipped(tmp_path):
     assert "spans[0].kind: " in bad[-1].reason
 
 
-def test_append_survives_a_cut_last_line_and_odd_characters(tmp_path):
-    path = tmp_path / "new" / "folder" / "log.jsonl"
-    odd = traces.new_trace([call("line\u2028sep \x85 \r\n \ud800 é 中")])
-    traces.append(path, odd)
-    with path.open("ab") as file:
-        file.write(b'{"trace_id": "cut')
-    last = traces.new_trace([call()])
-    traces.append(path, last)
-    with pytest.warns(traces.SkippedLines, match="line 2"):
-        found, bad = traces.read(path)
-    assert found == [odd, last] and [b.number for b in bad] == [2]
-
-
 @pytest.mark.timeout(600)
-def test_processes_append_whole_lines(tmp_path):
-    path = tmp_path / "log.jsonl"
-    code = (
-        "import sys; from utils.logs import traces\n"
-        "chat = [{'role': 'user', 'content': 'é' * 20_000}]\n"
-        "for i in range(100):\n"
-        "    s = traces.span('llm', 'x', {traces.INPUT: chat})\n"
-        "    traces.append(sys.argv[1], traces.new_trace([s]))\n"
-    )
+def test_processes_append_whole_lines_whatever_they_hold(tmp_path):
+    path = tmp_path / "new" / "folder" / "log.jsonl"
+    code = """if True:
+        import sys; from utils.logs import traces
+        chat = [{'role': 'user', 'content': 'é' * 20_000}]
+        for i in range(100):
+            s = traces.span('llm', 'x', {traces.INPUT: chat})
+            traces.append(sys.argv[1], traces.new_trace([s]))
+    """
     command = [sys.executable, "-c", code, str(path)]
     running = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
     assert [process.wait(500) for process in running] == [0, 0]
-    found, bad = traces.read(path)
-    assert len(found) == 200 and bad == []
+    # A writer that was cut off spoils its own line and no other.
+    with path.open("ab") as file:
+        file.write(b'{"trace_id": "cut')
+    odd = traces.new_trace([call("line\u2028sep \x85 \r\n \ud800 é 中")])
+    traces.append(path, odd)
+    with pytest.warns(traces.SkippedLines, match="1 of 202 lines skipped: line 201"):
+        found, _ = traces.read(path)
+    assert len(found) == 201 and found[-1] == odd
 
 
 def test_feedback_joins_its_trace(tmp_path):
@@ -126,12 +97,11 @@ def test_feedback_joins_its_trace(tmp_path):
     traces.append(path, two)
     traces.feedback(path, "chatcmpl-7", "thumbs_down", "user")
     traces.feedback(path, two.trace_id, "approved", source="analyst")
-    traces.feedback(
-        path, one.trace_id, "corrected", "analyst", comment="tests", sql="SELECT 1"
-    )
+    better = {"comment": "tests", "sql": "SELECT 1"}
+    traces.feedback(path, one.trace_id, "corrected", "analyst", **better)
     (first, second), bad = traces.read(path)
-    corrected = {"source": "analyst", "verdict": "corrected", "comment": "tests"}
-    assert first.feedback == corrected | {"sql": "SELECT 1"} and not bad
+    assert not bad
+    assert first.feedback == {"source": "analyst", "verdict": "corrected"} | better
     assert second.feedback == {"source": "analyst", "verdict": "approved"}
 
 
@@ -144,8 +114,8 @@ def test_to_messages():
     chat = [asked, answer, {"role": "user", "content": "no such table"}]
     retried = traces.new_trace([call(), call(reply="fixed", **{traces.INPUT: chat})])
     assert traces.to_messages(retried)[:3] == chat
-    corrected = traces.to_messages(retried, answer="best")
-    assert corrected == [asked, answer | {"content": "best"}]
+    best = answer | {"content": "best"}
+    assert traces.to_messages(retried, answer="best") == [asked, best]
     failed = traces.new_trace([call(reply="par", **{"error.type": "incomplete"})])
     for trace in (failed, traces.new_trace([call(reply="")]), traces.new_trace([])):
         with pytest.raises(ValueError, match="no question, or no complete reply"):
