@@ -17,10 +17,9 @@ the root, such as /runs, is moved to `folder` / "runs", also in the source files
 travel.
 
 Not imitated: GPUs, image builds (they are recorded; packages are those installed here),
-more than one container of a function at a time, two containers with one mount path that
-work at once, retries, time limits, preemption, memory limits, blobs (payloads travel
-inline), secrets, classes, generators, map, background commits, files of more than one
-block read from a Volume, sandboxes, and any check of a token.
+two containers that work at once on one function or mount path, retries, limits of time
+and memory, preemption, blobs (payloads travel inline), secrets, classes, generators,
+map, deletions and background commits in Volumes, and any check of a token.
 """
 
 # ruff: noqa: N802 - Modal names the RPCs
@@ -37,6 +36,7 @@ import tempfile
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import grpclib
 import grpclib.const
@@ -73,47 +73,14 @@ class Call:
     outputs: list[pb.FunctionGetOutputsItem] = field(default_factory=list)
 
 
-class View:
-    """What one container sees of a Volume, and what of that it has changed."""
-
-    def __init__(self, committed, folder):
-        self.committed, self.folder = committed, folder
-        folder.mkdir(parents=True)
-        self.seen = {}
-        self.reload()
-
-    def commit(self):
-        """Carry over what changed since the last commit or reload, file by file."""
-        carry(self.seen, self.folder, self.committed)
-        self.seen = files(self.folder)
-
-    def reload(self):
-        """Take over what others have committed; what changed here is committed."""
-        self.commit()
-        carry(self.seen, self.committed, self.folder)
-        self.seen = files(self.folder)
-
-
-def files(folder):
-    """Tell the versions of the files in a folder apart, by name."""
-    stats = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
-    return {
-        path.relative_to(folder): (stat.st_mtime_ns, stat.st_size)
-        for path, stat in stats.items()
-    }
-
-
-def carry(before, source, target):
-    """Do to the files of one folder what was done to those of another."""
-    now = files(source)
-    for name in now:
-        if before.get(name) != now[name]:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source / name, target / name)
-    for name in before.keys() - now.keys():
-        (target / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # it holds something yet
-            (target / name).parent.rmdir()
+def carry(source, target):
+    """Bring what is new in one folder to another, as a Volume's commit does."""
+    for path in source.rglob("*"):
+        copy = target / path.relative_to(source)
+        if path.is_dir():
+            copy.mkdir(exist_ok=True)
+        elif not copy.exists() or copy.stat().st_mtime_ns < path.stat().st_mtime_ns:
+            shutil.copy2(path, copy)
 
 
 class Standin:
@@ -129,9 +96,8 @@ class Standin:
         self.images, self.functions, self.containers = {}, {}, {}
         self._ids = collections.defaultdict(lambda: itertools.count(1))
         self._calls, self._inputs, self._inboxes, self._running = {}, {}, {}, {}
-        self._fates, self._tasks, self._links = {}, {}, set()
-        self._volumes, self._mounts, self._blobs = {}, {}, {}
-        self._views, self._ended = {}, set()
+        self._tasks, self._mounts, self._blobs = {}, {}, {}
+        self._links, self._ended = set(), set()
 
     # Starting and stopping, from the test's thread
 
@@ -150,19 +116,17 @@ class Standin:
             "MODAL_CONFIG_PATH": str(self.folder / "modal.toml"),
             "MODAL_DISABLE_API_PROXY": "1",
         }
-        self._before = {name: os.environ.get(name) for name in self.env}
-        self._profiles = modal.config._user_config
-        os.environ.update(self.env)
+        self._patches = contextlib.ExitStack()
+        self._patches.enter_context(mock.patch.dict(os.environ, self.env))
+        # What was read of ~/.modal.toml at import.
+        profiles = mock.patch.object(modal.config, "_user_config", {})
+        self._patches.enter_context(profiles)
         modal.client._Client._set_env_client(None)  # or another server is asked
-        modal.config._user_config = {}  # what was read of ~/.modal.toml at import
         return self
 
     def __exit__(self, *_):
         modal.Client.from_env().close()  # or the next server would be asked here
-        for name, value in self._before.items():
-            os.environ.pop(name, None)
-            os.environ.update({name: value} if value is not None else {})
-        modal.config._user_config = self._profiles
+        self._patches.close()
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
         for link in self._links:
@@ -208,10 +172,6 @@ class Standin:
         """The folder that stands for a Volume."""
         return self.folder / "volumes" / name
 
-    def log(self, function_id="fu-1"):
-        """What a function's containers printed."""
-        return (self.folder / function_id / "log").read_text()
-
     def _new(self, kind):
         return f"{kind}-{next(self._ids[kind])}"
 
@@ -221,8 +181,10 @@ class Standin:
 
     # Apps, images, files, Volumes
 
-    async def ClientHello(self, _):
-        return pb.ClientHelloResponse()
+    async def nothing(self, _):
+        """Answer with an empty message."""
+
+    ClientHello = AppHeartbeat = ContainerHello = ContainerHeartbeat = nothing
 
     async def EnvironmentGetOrCreate(self, _):
         settings = pb.EnvironmentSettings(image_builder_version="2025.06")
@@ -237,23 +199,20 @@ class Standin:
     async def AppPublish(self, _):
         return pb.AppPublishResponse(url=self.url)
 
-    async def AppHeartbeat(self, _):
-        pass
-
     async def AppClientDisconnect(self, request):
         self.stopped.append(pb.AppDisconnectReason.Name(request.reason))
         ending = []
         for function_id, process in list(self.containers.items()):
             if self.functions[function_id][2] != request.app_id:
                 continue
-            while not self._inboxes[function_id].empty():
-                self._inboxes[function_id].get_nowait()
+            inbox = self._inboxes[function_id]
+            while not inbox.empty():
+                inbox.get_nowait()
             ending.append(self._tasks[function_id])
             if self._running.get(function_id):
                 process.kill()
             else:
-                end = pb.FunctionGetInputsItem(kill_switch=True)
-                self._inboxes[function_id].put_nowait(end)
+                inbox.put_nowait(pb.FunctionGetInputsItem(kill_switch=True))
         await asyncio.gather(*ending)  # its Volumes are committed
         self._ended.add(request.app_id)
         await self._tell()
@@ -263,14 +222,10 @@ class Standin:
         async with self._news:
             await self._news.wait_for(lambda: request.app_id in self._ended)
         for function_id, (_, _, app_id) in self.functions.items():
-            if (
-                app_id == request.app_id
-                and (self.folder / function_id / "log").exists()
-            ):
-                line = pb.TaskLogs(
-                    data=self.log(function_id),
-                    file_descriptor=pb.FILE_DESCRIPTOR_STDOUT,
-                )
+            log = self.folder / function_id / "log"
+            if app_id == request.app_id and log.exists():
+                stdout = pb.FILE_DESCRIPTOR_STDOUT
+                line = pb.TaskLogs(data=log.read_text(), file_descriptor=stdout)
                 yield pb.TaskLogsBatch(function_id=function_id, items=[line])
         yield pb.TaskLogsBatch(app_done=True)
 
@@ -298,51 +253,45 @@ class Standin:
 
     async def VolumeGetOrCreate(self, request):
         name = request.deployment_name
-        volume_id = self._volumes.setdefault(name, self._new("vo"))
         self.volume(name).mkdir(parents=True, exist_ok=True)
         return pb.VolumeGetOrCreateResponse(
-            volume_id=volume_id,
+            volume_id=f"vo-{name}",
             version=request.version,
             metadata=pb.VolumeMetadata(name=name, version=request.version),
         )
 
-    def _view(self, request):
-        """What the container that sends a request sees of a Volume."""
-        return self._views[SENDER.get()][self._name(request.volume_id)]
+    def _committed(self, volume_id):
+        return self.volume(volume_id.removeprefix("vo-"))
 
-    def _name(self, volume_id):
-        names = {one: name for name, one in self._volumes.items()}
-        return names[volume_id]
+    def _view(self, function_id, volume_id):
+        """What a function's container sees of a Volume."""
+        return self.folder / function_id / "volumes" / volume_id
 
     async def VolumeCommit(self, request):
-        self._view(request).commit()
-        return pb.VolumeCommitResponse()
+        volume_id = request.volume_id
+        carry(self._view(SENDER.get(), volume_id), self._committed(volume_id))
 
     async def VolumeReload(self, request):
-        self._view(request).reload()
+        volume_id = request.volume_id
+        carry(self._committed(volume_id), self._view(SENDER.get(), volume_id))
 
     async def VolumeListFiles(self, request):
         """The files under a path; outside, only what is committed is seen."""
-        root = self.volume(self._name(request.volume_id))
+        root = self._committed(request.volume_id)
         found = (root / request.path).glob("**/*" if request.recursive else "*")
-        entries = [
-            pb.FileEntry(
-                path=str(path.relative_to(root)),
-                type=pb.FileEntry.DIRECTORY if path.is_dir() else pb.FileEntry.FILE,
-                size=path.stat().st_size,
-            )
-            for path in sorted(found)
-        ]
-        yield pb.VolumeListFilesResponse(entries=entries)
+        for path in sorted(found):
+            kind = pb.FileEntry.DIRECTORY if path.is_dir() else pb.FileEntry.FILE
+            name, size = str(path.relative_to(root)), path.stat().st_size
+            entry = pb.FileEntry(path=name, type=kind, size=size)
+            yield pb.VolumeListFilesResponse(entries=[entry])
 
     async def VolumeGetFile2(self, request):
-        name = self._name(request.volume_id)
-        path = self.volume(name) / request.path
+        path = self._committed(request.volume_id) / request.path
         if not path.is_file():
             raise grpclib.GRPCError(grpclib.Status.NOT_FOUND, f"no {request.path}")
         size = path.stat().st_size
         assert size <= BLOCK, "one block a file"
-        url = f"{self.volumes_url}/{name}/{request.path}"
+        url = f"{self.volumes_url}/{path.relative_to(self.volume(''))}"
         return pb.VolumeGetFile2Response(get_urls=[url], size=size, len=size)
 
     # Functions and calls
@@ -367,11 +316,9 @@ class Standin:
 
     async def FunctionCreate(self, request):
         function_id = request.existing_function_id
-        ranked = pb.FunctionData.RankedFunction
-        data = request.function_data
-        if request.HasField("function"):
-            data = pb.FunctionData(ranked_functions=[ranked(function=request.function)])
-        definition = data.ranked_functions[0].function
+        definition = request.function
+        ranked = pb.FunctionData.RankedFunction(function=definition)
+        data = pb.FunctionData(ranked_functions=[ranked])
         data.timeout_secs = definition.timeout_secs
         handle = self.functions[function_id][1]
         self.functions[function_id] = (definition, handle, request.app_id)
@@ -400,34 +347,26 @@ class Standin:
         one = Input(f"in-{call_id}-{item.idx}", call_id, function_id, item)
         self._inputs[one.id] = one
         self._calls[call_id].inputs.append(one)
-        self._queue(one)
-        return pb.FunctionPutInputsResponseItem(idx=item.idx, input_id=one.id)
-
-    def _queue(self, one):
-        inbox = self._inboxes.setdefault(one.function_id, asyncio.Queue())
-        inbox.put_nowait(
-            pb.FunctionGetInputsItem(
-                input_id=one.id,
-                input=one.item.input,
-                function_call_id=one.call_id,
-                function_call_invocation_type=self._calls[one.call_id].kind,
-                function_map_idx=one.item.idx,
-            )
+        inbox = self._inboxes.setdefault(function_id, asyncio.Queue())
+        waiting = pb.FunctionGetInputsItem(
+            input_id=one.id,
+            input=item.input,
+            function_call_id=call_id,
+            function_call_invocation_type=self._calls[call_id].kind,
+            function_map_idx=item.idx,
         )
-        if one.function_id not in self._tasks:
-            container = self._container(one.function_id)
-            self._tasks[one.function_id] = asyncio.create_task(container)
+        inbox.put_nowait(waiting)
+        if function_id not in self._tasks:
+            container = self._container(function_id)
+            self._tasks[function_id] = asyncio.create_task(container)
+        return pb.FunctionPutInputsResponseItem(idx=item.idx, input_id=one.id)
 
     async def FunctionGetOutputs(self, request):
         call = self._calls[request.function_call_id]
         start = int(request.last_entry_id.partition("-")[0] or 0)
 
         def ready():
-            found = call.outputs[start:]
-            if request.HasField("start_idx"):
-                first, last = request.start_idx, request.end_idx
-                found = [one for one in found if first <= one.idx <= last]
-            return found
+            return call.outputs[start:]
 
         if request.timeout and not ready():
             with contextlib.suppress(TimeoutError):
@@ -454,11 +393,9 @@ class Standin:
         if one.done:
             return
         one.done = True
+        idx, name = one.item.idx, one.id
         output = pb.FunctionGetOutputsItem(
-            result=result,
-            idx=one.item.idx,
-            input_id=one.id,
-            data_format=data_format,
+            result=result, idx=idx, input_id=name, data_format=data_format
         )
         self._calls[one.call_id].outputs.append(output)
         await self._tell()
@@ -467,18 +404,16 @@ class Standin:
 
     async def _container(self, function_id):
         """Run containers of a function, one after the other, while it has inputs."""
-        failure = pb.GenericResult.GENERIC_STATUS_FAILURE
         try:
             await self._run_container(function_id)
         except Exception as error:
-            self._fates[function_id] = pb.GenericResult(
-                status=failure, exception=f"the stand-in's container: {error!r}"
-            )
+            self.errors.append(("the container", error))
         code = getattr(self.containers.pop(function_id, None), "returncode", None)
         del self._tasks[function_id]
         one = self._running.pop(function_id, None)
-        fate = self._fates.pop(function_id, None) or pb.GenericResult(
-            status=failure, exception=f"the container ended with code {code}"
+        fate = pb.GenericResult(
+            status=pb.GenericResult.GENERIC_STATUS_FAILURE,
+            exception=f"the container ended with code {code}",
         )
         inbox = self._inboxes[function_id]
         if one:
@@ -495,18 +430,15 @@ class Standin:
     async def _run_container(self, function_id):
         definition, _, app_id = self.functions[function_id]
         handles = {name: handle for name, (_, handle, _) in self.functions.items()}
-        layout = pb.AppLayout(
-            objects=[
-                pb.Object(object_id=name, function_handle_metadata=handle)
-                for name, handle in handles.items()
-            ],
-            function_ids={one.function_name: name for name, one in handles.items()},
-        )
-        layout.objects.extend(
-            pb.Object(object_id=other.object_id)
-            for other in definition.object_dependencies
-            if other.object_id not in handles
-        )
+        objects = []
+        for other in definition.object_dependencies:
+            if other.object_id not in handles:
+                objects.append(pb.Object(object_id=other.object_id))
+        for name, handle in handles.items():
+            one = pb.Object(object_id=name, function_handle_metadata=handle)
+            objects.append(one)
+        ids = {one.function_name: name for name, one in handles.items()}
+        layout = pb.AppLayout(objects=objects, function_ids=ids)
         arguments = pb.ContainerArguments(
             task_id=f"ta-{function_id}",
             function_id=function_id,
@@ -555,32 +487,25 @@ class Standin:
         for mount in definition.volume_mounts:
             place = str(self._place(mount))
             if place != mount.mount_path:
-                data = data.replace(
-                    f'"{mount.mount_path}'.encode(), f'"{place}'.encode()
-                )
+                old, new = f'"{mount.mount_path}', f'"{place}'
+                data = data.replace(old.encode(), new.encode())
         return data
 
     def _mount(self, function_id, definition):
         """Give a new container its own view of each Volume."""
         home = self.folder / function_id / "volumes"
         shutil.rmtree(home, ignore_errors=True)  # what nobody committed
-        names = [self._name(mount.volume_id) for mount in definition.volume_mounts]
-        self._views[function_id] = {n: View(self.volume(n), home / n) for n in names}
+        for mount in definition.volume_mounts:
+            view = self._view(function_id, mount.volume_id)
+            shutil.copytree(self._committed(mount.volume_id), view)
 
     def _link(self, function_id):
         """Let the mount paths lead to what this container sees: it works now."""
         for mount in self.functions[function_id][0].volume_mounts:
-            view = self._views[function_id][self._name(mount.volume_id)]
             link = self._place(mount)
             link.unlink(missing_ok=True)
-            link.symlink_to(view.folder)
+            link.symlink_to(self._view(function_id, mount.volume_id))
             self._links.add(link)
-
-    async def ContainerHello(self, _):
-        pass
-
-    async def ContainerHeartbeat(self, _):
-        return pb.ContainerHeartbeatResponse()
 
     async def FunctionGetInputs(self, request):
         function_id = request.function_id
@@ -600,9 +525,7 @@ class Standin:
 
     async def TaskResult(self, request):
         """The container could not load the function."""
-        for function_id in self.containers:
-            if request.result.exception and not self._running.get(function_id):
-                self._fates[function_id] = request.result
+        self.errors.append(("the container", request.result.exception))
 
 
 class _Service:

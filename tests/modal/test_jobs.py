@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import modal
 import pytest
 import torch
-from repository import NAMES, NOTEBOOKS, code_of, load
+from repository import run_cells
 from safetensors.torch import load_file
 from standin import Standin
 from standin_sandboxes import SandboxStandin
@@ -77,17 +77,12 @@ def here(request):
         assert not server.errors and not server.unknown
 
 
-def run_cells(number, *texts, **names):
-    """Run the cells of a notebook that hold these texts, as in modal mode."""
-    (path,) = [p for p, n in zip(NOTEBOOKS, NAMES, strict=True) if n[:2] == number]
-    sources = [cell.source for cell in code_of(load(path))]
+def cells_of(name, *parts, **names):
+    """Run cells of a notebook as in modal mode; return the names they leave."""
     scope = {"__name__": "__main__", "MODE": "modal", "big": True, "GPU": "L40S"}
     scope |= {"modal": modal, "remote": remote, "cpu": cpu, "sft": sft, "HOURS": 1}
     scope |= {"engine": engine, "tidewater": tidewater, **names}
-    for text in texts:
-        (source,) = [source for source in sources if text in source]
-        exec(source, scope)
-    return SimpleNamespace(**scope)
+    return SimpleNamespace(**run_cells(name, scope, *parts))
 
 
 def adapter(folder):
@@ -95,7 +90,7 @@ def adapter(folder):
 
 
 def test_04_trains(here, config, tmp_path):
-    cells = run_cells("04", "HEAVY = {")
+    cells = cells_of("04_train_sft", "HEAVY = {")
     with remote.session(sft.app, "modal") as jobs:
         # As costly.run sends it; the recipe keeps the last part of the folder.
         there = jobs.run(cells.train_job, config | {"output_dir": "/runs/04_sft"})
@@ -108,7 +103,7 @@ def test_04_trains(here, config, tmp_path):
 
 def test_05_halves_a_grid(here, config, tmp_path):
     run = SimpleNamespace(load_rows=lambda name: [])
-    cells = run_cells("05", "HEAVY |=", "def halve", run=run, math=math)
+    cells = cells_of("05_sweep_cheaply", "HEAVY |=", "def halve", run=run, math=math)
     grid = {f"rate {rate}": {"learning_rate": rate} for rate in (1e-2, 1e-4)}
     sweep = {"base": config, "grid": grid, "rungs": [1, 3], "keep": 2}
     with remote.session(cells.app, "modal") as jobs:
@@ -154,7 +149,7 @@ def policy(config, case, home):
 
 
 def test_04_answers(here, policy):
-    cells = run_cells("04", "HEAVY = {")
+    cells = cells_of("04_train_sft", "HEAVY = {")
     kept = here.volume("beneath-the-api") / "04_sft" / "adapter"
     shutil.copytree(policy["adapter"], kept)
     ask = {"model_name_or_path": policy["model_name_or_path"], "alone": 1}
@@ -171,7 +166,7 @@ def test_04_answers(here, policy):
 def test_06_samples_and_grades(here, policy, case):
     names = {"policy": policy, "practice": [case], "TEMPERATURE": 1.0}
     names["sample_and_grade"] = sample_and_grade
-    cells = run_cells("06", "HEAVY = {", "explore_job = ", **names)
+    cells = cells_of("06_train_rl", "HEAVY = {", "explore_job = ", **names)
     look = cells.look | {"max_new_tokens": 64}
     with remote.session(cells.app, "modal") as jobs:
         there = jobs.run(cells.explore_job, look)
@@ -184,7 +179,9 @@ def test_06_samples_and_grades(here, policy, case):
 def test_06_practises_with_rewards_from_sandboxes(here, policy, case, tmp_path):
     names = {"Reward": Reward, "ModalPool": ModalPool, "base": {"data": []}}
     names |= {"validation": [], "asked": []}
-    cells = run_cells("06", "HEAVY = {", "def train_apart", "rl_job = ", **names)
+    cells = cells_of(
+        "06_train_rl", "HEAVY = {", "def train_apart", "rl_job = ", **names
+    )
     hard = case | {"hard": True}
     config = policy | {"data": [hard], "validation": [hard], "hard_share": 1.0}
     config |= {"questions": [case["question"]], "max_steps": 2, "eval_steps": 2}
@@ -209,7 +206,7 @@ def test_06_practises_with_rewards_from_sandboxes(here, policy, case, tmp_path):
 def test_the_image_has_what_the_jobs_import(here, config):
     """What a container has loaded after a run comes with what the image installs."""
     run = SimpleNamespace(load_rows=lambda name: [])
-    cells = run_cells("05", "HEAVY |=", run=run)
+    cells = cells_of("05_sweep_cheaply", "HEAVY |=", run=run)
 
     def spy(config):
         import sys
