@@ -221,27 +221,27 @@ def test_the_image_has_what_the_jobs_import(here, config):
         folder = f"{here.runs}/spy"
         used = jobs.run(job, config | {"questions": QUESTIONS, "output_dir": folder})
     owners = importlib.metadata.packages_distributions()
-    needed = {owners[name][0].lower() for name in used if name in owners}
+    found = {owners[name][0].lower() for name in used if name in owners}
+    needed = {name.replace("-", "_") for name in found}
     extra = needed - closure([*remote.PACKAGES, "modal"])
     assert "torch" in needed
     # Others use these two where they happen to be there; on a GPU transformers
     # generates in place of CTranslate2.
     happen = {"sniffio", "pillow"}
-    assert extra <= {"beneath-the-api", "ctranslate2", *happen}, extra
+    assert extra <= {"beneath_the_api", "ctranslate2", *happen}, extra
 
 
 def closure(names):
     """Names of distributions with all that they require here."""
-    found, waiting = set(), [name.lower() for name in names]
+    found, waiting = set(), list(names)
     while waiting:
-        name = waiting.pop()
-        if name in found:
-            continue
-        found.add(name)
+        name = waiting.pop().lower().replace("-", "_")
         try:
             requires = importlib.metadata.requires(name) or []
         except importlib.metadata.PackageNotFoundError:
-            continue
-        wanted = [re.match(r"[\w.-]+", r)[0] for r in requires if "extra ==" not in r]
-        waiting += [name.lower().replace("_", "-") for name in wanted]
-    return found | {name.replace("-", "_") for name in found}
+            requires = []
+        if name not in found:
+            wanted = [r for r in requires if "extra ==" not in r]
+            waiting += [re.match(r"[\w.-]+", r)[0] for r in wanted]
+        found.add(name)
+    return found

@@ -100,15 +100,14 @@ def test_sft_goes_on_after_a_kill_and_brings_the_adapter_home(stranger, tmp_path
 def test_grpo_takes_a_reward_and_an_adapter_of_the_volume(stranger, tmp_path):
     model = tiny_model(tmp_path / "tiny")
     common = ["--model_name_or_path", model, *FLAGS.split()]
-    tried = ["--data", "prompts.jsonl", "--reward", "reward.py:even", *common]
-    tried += ["--num_generations", "4", "--per_device_train_batch_size", "4"]
-    tried += ["--gradient_accumulation_steps", "1", "--max_completion_length", "8"]
-    tried += ["--adapter", "sft/adapter"]
+    tried = "--data prompts.jsonl --reward reward.py:even --adapter sft/adapter "
+    tried += "--num_generations 4 --per_device_train_batch_size 4 "
+    tried += "--gradient_accumulation_steps 1 --max_completion_length 8"
     taught = ["--data", "examples.jsonl", *common]
     with Standin() as here:
         done = modal_run("sft.py", stranger, taught, here)
         assert done.returncode == 0, done.stderr
-        done = modal_run("grpo.py", stranger, tried, here)
+        done = modal_run("grpo.py", stranger, [*tried.split(), *common], here)
         assert done.returncode == 0, done.stderr
         assert steps(here.volume("beneath-the-api") / "grpo") == [1, 2, 3, 4]
     assert not here.unknown and not here.errors
