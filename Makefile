@@ -19,8 +19,10 @@ MODE ?= quick
 ONLY ?= [0-9][0-9]
 JOBS ?= 2
 VENV := .venv$(if $(LIGHT),-light)$(if $(LATEST),-latest)
-BIN := $(or $(ENV),$(VENV))/bin
-READY := $(if $(ENV),,$(VENV)/.ready)
+# ENV of the command line alone: shells and containers have a variable of that name, too.
+GIVEN := $(if $(filter command,$(firstword $(origin ENV))),$(ENV))
+BIN := $(or $(GIVEN),$(VENV))/bin
+READY := $(if $(GIVEN),,$(VENV)/.ready)
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 CHOSEN := $(sort $(foreach number,$(ONLY),$(wildcard notebooks/$(number)_*.ipynb)))
 
@@ -38,6 +40,12 @@ $(error MODE=$(MODE) is no mode: choose quick, full or modal)
 endif
 $(foreach number,$(ONLY),$(if $(wildcard notebooks/$(number)_*.ipynb),,$(error \
 	ONLY=$(number) is no notebook: choose among $(notdir $(basename $(NOTEBOOKS))))))
+
+ifneq ($(GIVEN),)
+ifeq ($(wildcard $(BIN)),)
+$(error ENV=$(GIVEN) is no environment: there is no $(BIN))
+endif
+endif
 
 .PHONY: course lab test test-all site bench retrain publish figure format lock clean help
 .DEFAULT_GOAL := course

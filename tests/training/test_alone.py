@@ -55,7 +55,9 @@ def run(folder, recipe, *flags):
 def take_along(recipe, folder, model, rows):
     """Copy a recipe into an empty folder, with data; return the flags for them."""
     (folder / recipe).write_bytes((TRAINING / recipe).read_bytes())
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # As others write them: a mark in front, their line separators, a blank line.
+    lines = [json.dumps(row | {"note": "\u2028"}, ensure_ascii=False) for row in rows]
+    (folder / "rows.jsonl").write_text("\n".join(lines) + "\n\n", encoding="utf-8-sig")
     settings = {"data": "rows.jsonl", "model_name_or_path": model} | SETTINGS
     return [word for name, value in settings.items() for word in (f"--{name}", value)]
 
@@ -73,6 +75,7 @@ def train_and_go_on(folder, recipe, output, flags):
     before = load_file(output / "adapter/adapter_model.safetensors")
     assert [row["step"] for row in first] == [1, 2]
     mark(output)
+    (output / "checkpoint-9").mkdir()  # one that was being saved at a kill
     run(folder, recipe, *flags, "--max_steps", "3")
     second = read_log(output)
     assert second[0].pop("marked")  # it went on from the checkpoint

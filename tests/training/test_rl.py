@@ -146,7 +146,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(config):
     assert furthest(*ends) == 0
     seconds = [row["seconds"] for row in resumed["log"] if "seconds" in row]
     assert seconds == sorted(seconds)
-    with pytest.raises(ValueError, match="is of other data: name a new folder"):
+    with pytest.raises(ValueError, match="is of another run: name a new folder"):
         cpu.train_grpo(broken | {"seed": 1}, odd)  # which draws other cases
 
 

@@ -209,12 +209,14 @@ def test_stopped_at_a_rung_it_goes_on_as_if_it_had_not_been(config):
     first = cpu.train_sft(staged | {"stop_at": 3})
     assert len(losses(first)) == 3 and math.isfinite(first["validation_loss"])
     assert [*evaluations(first)] == [3]
+    # Asked again, as by a sweep that was interrupted, a rung says what it said.
+    assert cpu.train_sft(staged | {"stop_at": 3}) == json.loads(json.dumps(first))
     # Finished, it learns no more.
     for _ in range(2):
         assert losses(cpu.train_sft(staged | {"stop_at": 6})) == losses(whole)
     ends = (last_weights(job["output_dir"]) for job in (config, staged))
     assert furthest(*ends) == 0
-    with pytest.raises(ValueError, match="is of other data: name a new folder"):
+    with pytest.raises(ValueError, match="is of another run: name a new folder"):
         cpu.train_sft(config | {"data": EXAMPLES[:8]})
 
 

@@ -89,11 +89,19 @@ def run(
     folder = course.current().folder / f"{name}-{wanted[:8]}"
     on_modal = jobs is not None and jobs.on_modal
     remote = f"/runs/{folder.name}" if on_modal else None
+    done = None
     for place in [folder] if on_modal else [folder, shipped]:
-        if (done := _read(place)) and done.card["key"] == wanted:
-            print(done.summary())
-            return replace(done, remote=remote)
-    return _execute(name, function, config, version, folder, jobs)
+        found = _read(place)
+        if found and found.card["key"] == wanted:
+            print(found.summary())
+            done = replace(found, remote=remote)
+            break
+    if done is None:
+        done = _execute(name, function, config, version, folder, jobs)
+    # What later notebooks build on: the run that this one used last.
+    used = remote or done.folder.relative_to(ROOT).as_posix()
+    (course.current().folder / f"{name}.used").write_text(used)
+    return done
 
 
 def load_shipped(name: str, config: dict[str, Any], version: int = 1) -> RunResult:
@@ -120,23 +128,21 @@ def load_shipped(name: str, config: dict[str, Any], version: int = 1) -> RunResu
 
 
 def adapter(name: str, here: bool = False) -> dict[str, str]:
-    """Find the newest adapter of a run: made here in this mode, else shipped.
+    """Find the adapter of a run: of the one used last in this mode, else the shipped.
 
     Returns its folder ("adapter", from the course's root, or on Modal's Volume) and,
     where it is here, the SHA-256 of its weights ("sha256"), which belong in the
     configuration of what is made of them. `here` leaves out what lies on the Volume: a
     larger model's. Raises FileNotFoundError.
     """
-    mode = course.current().mode
-    made = (
-        [] if mode == "quick" else course.current().folder.glob(f"{name}-*/card.json")
-    )
-    newest = max(made, key=lambda path: path.stat().st_mtime, default=None)
-    if newest and json.loads(newest.read_text())["on_modal"]:
-        if not here:
-            return {"adapter": f"/runs/{newest.parent.name}/adapter"}
-        newest = None
-    folder = (newest.parent if newest else SHIPPED / name) / "adapter"
+    mode, shipped = course.current().mode, f"data/runs/{name}"
+    note = course.current().folder / f"{name}.used"
+    used = note.read_text() if mode != "quick" and note.exists() else shipped
+    if used.startswith("/runs/") and not here:
+        return {"adapter": f"{used}/adapter"}
+    if used.startswith("/runs/") or not (ROOT / used).exists():
+        used = shipped
+    folder = ROOT / used / "adapter"
     weights = folder / "adapter_model.safetensors"
     if not weights.exists():
         raise FileNotFoundError(
@@ -189,14 +195,16 @@ def _execute(
     log = result.pop("log", [])
     rows = "".join(json.dumps(row) + "\n" for row in log)
     (folder / "log.jsonl").write_text(rows, encoding="utf-8")
-    (folder / "result.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
+    text = json.dumps(result, default=lambda number: number.item())  # numpy's
+    (folder / "result.json").write_text(text + "\n", encoding="utf-8")
     card = run_card(course.current().command, round(spent, 1))
     card |= {"name": name, "key": key(config, version), "version": version}
     card |= {"on_modal": on_modal, "config": digest_data(config)}
     # Last, for it says that the run is complete.
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
-    print(RunResult(folder, result, log, card, replayed=False).summary())
-    return RunResult(folder, result, log, card, replayed=False, remote=remote)
+    done = replace(_read(folder), replayed=False, remote=remote)  # as a replay will be
+    print(done.summary())
+    return done
 
 
 def _read(folder: Path) -> RunResult | None:

@@ -297,6 +297,9 @@ def train_sft(config: dict[str, Any]) -> dict[str, Any]:
     """
     job = SETTINGS | config
     stop_at, questions = job.pop("stop_at", None), job.pop("questions", None)
+    kept = Path(job["output_dir"], f"stopped_at_{stop_at}.json")
+    if stop_at and kept.exists():  # an interrupted sweep asks for it again
+        return json.loads(kept.read_text())
     keep = job.pop("keep_adapter", True)
     job.pop("sha256", None)  # of the adapter: it is there to tell runs apart
     name, folder = job["model_name_or_path"], Path(job["output_dir"])
@@ -323,6 +326,8 @@ def train_sft(config: dict[str, Any]) -> dict[str, Any]:
     if not keep:
         for weights_of in (folder / "adapter", *folder.glob("checkpoint-*")):
             shutil.rmtree(weights_of)
+    if stop_at:
+        kept.write_text(json.dumps(done))
     return done
 
 

@@ -31,7 +31,7 @@ import modal
 
 PRICES = {"L4": 0.80, "L40S": 1.95, "A100-80GB": 2.50, "H100": 3.95}  # USD an hour
 GPU, BUDGET_USD = os.environ.get("GPU", "L40S"), os.environ.get("BUDGET_USD", "5")
-SECONDS = min(86_400, int(3600 * float(BUDGET_USD) / PRICES.get(GPU, 10)))  # at most
+SECONDS = min(86_400, int(3600 * float(BUDGET_USD) / PRICES.get(GPU, 50)))  # at most
 DEFAULTS = {
     "use_peft": True,  # LoRA (arXiv 2106.09685) of all layers
     "lora_r": 32,
@@ -63,7 +63,6 @@ with image.imports():  # `modal run` needs none of these on your own machine
     from datasets import Dataset
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from transformers.trainer_utils import set_seed
     from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config
 
     class JsonlLogger(TrainerCallback):
@@ -118,7 +117,7 @@ def train(
         raise ValueError(f"TRL's GRPOConfig and ModelConfig have no {unknown[0]}")
     args, source = parser.parse_args_and_config(flags or ())
     source.lora_target_modules = source.lora_target_modules or "all-linear"
-    set_seed(args.seed)  # before the adapter, which starts from random numbers
+    torch.manual_seed(args.seed)  # before the adapter, which starts from random numbers
     name, revision = source.model_name_or_path, source.model_revision
     how = {"dtype": source.dtype, "attn_implementation": source.attn_implementation}
     model = AutoModelForCausalLM.from_pretrained(name, revision=revision, **how)
@@ -135,12 +134,15 @@ def train(
         peft_config=lora,
         callbacks=[JsonlLogger(), *callbacks],
     )
-    mark, digest = Path(args.output_dir, "data.crc"), str(crc32(repr(data).encode()))
+    mark, what = Path(args.output_dir, "run.crc"), (data, adapter, source)
+    digest = str(crc32(repr((what, args.learning_rate, args.seed)).encode()))
     if mark.exists() and mark.read_text() != digest:
-        raise ValueError(f"{args.output_dir} is of other data: name a new folder")
+        raise ValueError(f"{args.output_dir} is of another run: name a new folder")
     mark.write_text(digest)
-    checkpoints = Path(args.output_dir).glob("checkpoint-*")
-    trainer.train(resume_from_checkpoint=any(checkpoints))
+    # A checkpoint that was being saved when the run was killed has no such file.
+    whole = [p.parent for p in mark.parent.glob("checkpoint-*/trainer_state.json")]
+    last = max(whole, key=lambda p: int(p.name.partition("-")[2]), default=None)
+    trainer.train(resume_from_checkpoint=last and str(last))
     trainer.save_model(f"{args.output_dir}/adapter")
     return {"log": trainer.state.log_history}
 
@@ -150,6 +152,7 @@ def load_reward(path: str, name: str) -> Callable[..., list[float]]:
     sys.path.insert(0, str(Path(path).resolve().parent))
     spec = importlib.util.spec_from_file_location("reward_file", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for their module
     spec.loader.exec_module(module)
     return getattr(module, name)
 
@@ -166,7 +169,8 @@ def read_flags(flags: list[str] | None = None) -> dict[str, Any]:
     path, _, function = own.reward.rpartition(":")
     if not Path(path).is_file():
         parser.error(f"--reward is file.py:function; there is no file {path!r}")
-    rows = [json.loads(line) for line in own.data.read_text("utf-8").splitlines()]
+    lines = own.data.read_text("utf-8-sig").split("\n")
+    rows = [json.loads(line) for line in lines if line.strip()]
     changed = {"data": rows, "reward": [path, function], "flags": of_trl}
     return vars(own) | changed
 

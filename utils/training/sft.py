@@ -1,4 +1,4 @@
-"""Supervised fine-tuning (SFT) of a chat model on your own examples, with TRL and PEFT.
+"""Supervised fine-tuning (SFT) of a chat model, by LoRA (arXiv 2106.09685): TRL, PEFT.
 
     python sft.py --data examples.jsonl --model_name_or_path Qwen/Qwen3-0.6B
     GPU=H100 BUDGET_USD=10 modal run --detach sft.py --data examples.jsonl ...
@@ -19,9 +19,8 @@ import modal
 
 PRICES = {"L4": 0.80, "L40S": 1.95, "A100-80GB": 2.50, "H100": 3.95}  # USD an hour
 GPU, BUDGET_USD = os.environ.get("GPU", "L40S"), os.environ.get("BUDGET_USD", "5")
-SECONDS = min(86_400, int(3600 * float(BUDGET_USD) / PRICES.get(GPU, 10)))  # at most
+SECONDS = min(86_400, int(3600 * float(BUDGET_USD) / PRICES.get(GPU, 50)))  # at most
 PINS = "torch==2.13.0 transformers==5.23.0 trl==1.16.0 peft==0.21.2 datasets==5.2.0"
-# LoRA (arXiv 2106.09685) of all layers; --use_peft False trains all weights.
 DEFAULTS = {"learning_rate": 2e-4, "use_peft": True, "lora_r": 32, "save_steps": 100}
 app = modal.App("sft")
 runs = modal.Volume.from_name("beneath-the-api", create_if_missing=True)
@@ -33,7 +32,6 @@ with image.imports():  # `modal run` needs none of these on your own machine
     from datasets import Dataset
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from transformers.trainer_utils import set_seed
     from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 
     class JsonlLogger(TrainerCallback):
@@ -79,7 +77,7 @@ def train(config: dict, trainer_class: Any = None, callbacks: tuple = ()) -> dic
         raise ValueError(f"TRL's SFTConfig and ModelConfig have no {unknown[0]}")
     args, source = parser.parse_args_and_config(flags or ())
     source.lora_target_modules = source.lora_target_modules or "all-linear"
-    set_seed(args.seed)  # before the adapter, which starts from random numbers
+    torch.manual_seed(args.seed)  # before the adapter, which starts from random numbers
     name, revision = source.model_name_or_path, source.model_revision
     how = {"dtype": source.dtype, "attn_implementation": source.attn_implementation}
     model = AutoModelForCausalLM.from_pretrained(name, revision=revision, **how)
@@ -99,12 +97,14 @@ def train(config: dict, trainer_class: Any = None, callbacks: tuple = ()) -> dic
     if len(trainer.train_dataset) < len(data):
         raise ValueError("some examples have no reply within max_length tokens")
     mask = check_mask(trainer.train_dataset, trainer.processing_class)
-    mark, digest = Path(args.output_dir, "data.crc"), str(crc32(repr(data).encode()))
+    mark, what = Path(args.output_dir, "run.crc"), (data, adapter, source)
+    digest = str(crc32(repr((what, args.learning_rate, args.seed)).encode()))
     if mark.exists() and mark.read_text() != digest:
-        raise ValueError(f"{args.output_dir} is of other data: name a new folder")
+        raise ValueError(f"{args.output_dir} is of another run: name a new folder")
     mark.write_text(digest)
-    checkpoints = Path(args.output_dir).glob("checkpoint-*")
-    trainer.train(resume_from_checkpoint=any(checkpoints))
+    whole = [p.parent for p in mark.parent.glob("checkpoint-*/trainer_state.json")]
+    last = max(whole, key=lambda p: int(p.name.partition("-")[2]), default=None)
+    trainer.train(resume_from_checkpoint=last and str(last))
     trainer.save_model(f"{args.output_dir}/adapter")
     return {"log": trainer.state.log_history, "mask": mask}
 
@@ -120,8 +120,8 @@ def read_flags(flags: list[str] | None = None) -> dict[str, Any]:
     own, of_trl = parser.parse_known_args(flags)
     config = vars(own) | {"flags": of_trl}
     for name in filter(config.get, ("data", "validation")):
-        lines = Path(config[name]).read_text("utf-8").splitlines()
-        config[name] = [json.loads(line) for line in lines]
+        lines = Path(config[name]).read_text("utf-8-sig").split("\n")
+        config[name] = [json.loads(line) for line in lines if line.strip()]
     return config
 
 
