@@ -201,18 +201,6 @@ def test_an_interrupted_run_goes_on_where_it_was(tree, monkeypatch):
     assert done.card["seconds"] == 80
 
 
-def test_on_modal_the_folder_is_on_the_volume(tree, train):
-    jobs = SimpleNamespace(on_modal=True, run=lambda job, config: job(config))
-    ship(tree, run(train))  # what ran here is not taken for what runs there
-    for replayed in (False, True):
-        done = run(train, "modal", jobs=jobs)
-        assert done.result == {"call": 2} and done.replayed is replayed
-        assert done.adapter == f"{done.remote}/adapter"
-    assert done.remote == f"/runs/04_x-{costly.key(CONFIG)[:8]}"
-    assert train.asked[-1]["output_dir"] == done.remote
-    assert done.card["on_modal"] is True
-
-
 def test_the_newest_adapter_is_found(tree, train):
     def save(config):
         folder = Path(config["output_dir"], "adapter")

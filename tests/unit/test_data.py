@@ -4,7 +4,6 @@ import importlib.util
 import json
 import re
 import sqlite3
-from collections import Counter
 from contextlib import closing
 from functools import cache
 from pathlib import Path
@@ -61,9 +60,6 @@ def tables(db):
     return {name: (schema[name], rows[name]) for name in schema}
 
 
-# The warehouses
-
-
 @pytest.mark.parametrize("name", WAREHOUSES)
 @pytest.mark.timeout(600)
 def test_warehouse_py_builds_the_same_rows(tmp_path, name):
@@ -73,23 +69,6 @@ def test_warehouse_py_builds_the_same_rows(tmp_path, name):
     path = builder.build(tmp_path / f"{name}.sqlite", WAREHOUSES[name])
     with closing(sqlite3.connect(path)) as built, connect(name) as shipped:
         assert tables(built) == tables(shipped)
-
-
-def test_twins_share_the_customers_and_differ_in_every_other_table():
-    with connect("warehouse") as db:
-        live = tables(db)
-    for name in ("twin_a", "twin_b"):
-        with connect(name) as db:
-            twin = tables(db)
-        same = [table for table in live if twin[table] == live[table]]
-        assert same == ["customers"]
-    counts = {name: len(rows) for name, (_, rows) in live.items()}
-    stated = readme_table("file")["`warehouse.sqlite`"][0]
-    found = re.findall(r"([\d,]+) ([a-z ]+)", stated)
-    assert counts == {what.replace(" ", "_"): numbers(n)[0] for n, what in found}
-
-
-# The counts that the README states
 
 
 @pytest.mark.parametrize("name", LINE_FILES)
@@ -128,30 +107,6 @@ def test_recorded_replies_are_of_the_eval_cases_at_the_stated_tokens(prompt):
     out = sum(r["output_tokens"] for r in replies) / len(replies)
     stated = readme_table("prompt")[prompt]
     assert [round(into), round(out)] == numbers(" ".join(stated[-2:]))
-
-
-@pytest.mark.parametrize("judge", ["plain", "policy"])
-def test_judges_cover_the_eval_cases_with_the_stated_passes(judge):
-    verdicts = lines(f"judges/{judge}.jsonl")
-    assert [v["id"] for v in verdicts] == [c["id"] for c in lines("eval.jsonl")]
-    assert {v["verdict"] for v in verdicts} <= {"pass", "fail"}
-    stated = rf"`{judge}` [^;]*?TPR (\d+)/(\d+), TNR (\d+)/(\d+)"
-    true_pass, right, true_fail, wrong = map(int, re.search(stated, README).groups())
-    assert right + wrong == len(verdicts)
-    passes = sum(v["verdict"] == "pass" for v in verdicts)
-    assert passes == true_pass + wrong - true_fail
-
-
-def test_feedback_counts_stand_in_the_readme():
-    traces = lines("traces.jsonl")
-    kinds = Counter((t["feedback"] or {}).get("verdict") for t in traces)
-    text = readme_table("file")["`traces.jsonl`"][1].replace(",", "")
-    for verdict in ("approved", "corrected", "thumbs_down", "thumbs_up"):
-        stated = re.search(rf"(\d+) {verdict.replace('_', ' ')}", text)[1]
-        assert kinds.pop(verdict) == int(stated)
-    assert kinds == {None: int(re.search(r"(\d+) without feedback", text)[1])}
-    corrected = [t for t in traces if (t["feedback"] or {}).get("sql")]
-    assert {t["feedback"]["verdict"] for t in corrected} == {"corrected"}
 
 
 def test_what_refers_to_a_trace_fits_it():

@@ -2,16 +2,14 @@
 
 import itertools
 import json
-import random
 import re
-import sqlite3
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.logs.redaction import Found, find, redact, redact_trace, score
-from utils.tidewater import WAREHOUSES, read_jsonl
+from utils.logs.redaction import find, redact, redact_trace, score
+from utils.tidewater import read_jsonl
 from utils.tidewater.words import NOT_NAMES
 
 TRACES = {trace["trace_id"]: trace for trace in read_jsonl("traces.jsonl")}
@@ -38,23 +36,6 @@ def test_recall_and_precision_on_the_marked_data(words):
         assert counts[kind]["right"] / counts[kind]["reported"] >= 0.93, kind
 
 
-def test_no_list_of_names_other_people_are_found_in_the_same_places():
-    """Each marked name gives way to one the rules were never shown."""
-    rng = random.Random(7)
-    given = "Zoë Łukasz Aoife Xochitl Ngozi Jean-Luc Siobhán D'Arcy Bo"
-    family = "McAllister O'Hara Nowak-Lis Škoda Nguyen Ødegaard Li Tembo"
-    total = hits = 0
-    for trace_id, marks in MARKED.items():
-        for mark in (m for m in marks if m["type"] == "name"):
-            name = rng.choice(given.split())
-            if " " in mark["text"]:
-                name += " " + rng.choice(family.split())
-            text = question(TRACES[trace_id]).replace(mark["text"], name)
-            total, hits = total + 1, hits + any(name in h.text for h in find(text))
-    assert total == 29
-    assert hits / total >= 0.95
-
-
 @pytest.mark.parametrize(
     ("text", "redacted"),
     [
@@ -69,20 +50,6 @@ def test_no_list_of_names_other_people_are_found_in_the_same_places():
 )
 def test_forms(text, redacted):
     assert redact(text) == redacted
-
-
-@pytest.mark.parametrize(
-    "frame", ["How many units has {} bought?", "{} sales by region, x4417"]
-)
-def test_customers_and_products_are_not_redacted(frame):
-    with sqlite3.connect(f"{WAREHOUSES['warehouse'].as_uri()}?mode=ro", uri=True) as db:
-        names = db.execute(
-            "SELECT customer FROM customers UNION SELECT product FROM order_lines"
-        ).fetchall()
-    assert len(names) == 440
-    for (name,) in names:
-        kinds = {hit.kind for hit in find(frame.format(name), NOT_NAMES)}
-        assert kinds <= {"extension"}, name
 
 
 PIECES = "thanks, |Ana Bauer|owen|ext 12| x4417|555-0142|a@b.co|. |(|)|\n| - "
@@ -137,19 +104,3 @@ def test_replies_lose_single_names_and_sql_only_whole_ones():
     # With a key users become pseudonyms, the same ones for the same key.
     users = [redact_trace(trace, key)[0]["user_id"] for key in (None, b"k", b"k", b"l")]
     assert users[0] == "u28" and users[1] == users[2] and len(set(users)) == 3
-
-
-def test_score_counts_misses_and_false_finds():
-    longer, wrong = (
-        Found(0, 10, "name", "Thanks Owen"),
-        Found(9, 13, "extension", "2026"),
-    )
-    part = Found(0, 3, "name", "Dev")
-    missed = {"text": "a@b.co", "type": "email"}
-    truth = {
-        "a": [{"text": "Owen", "type": "name"}],
-        "b": [{"text": "Dev Ash", "type": "name"}, missed],
-    }
-    counts = score({"a": [longer, wrong], "b": [part]}, truth)
-    assert counts["name"] == {"marked": 2, "covered": 1, "reported": 2, "right": 2}
-    assert counts["all"] == {"marked": 3, "covered": 1, "reported": 3, "right": 2}

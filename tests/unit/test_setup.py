@@ -172,10 +172,3 @@ def test_commands_that_texts_name_exist():
         text = path.read_text()
         named = re.findall(r"(?:`|^|- |exec )make ([a-z][a-z-]*)", text, re.M)
         assert set(named) <= known, path
-
-
-def test_ci_runs_make_test():
-    assert "make test" in (ROOT / ".ci/run").read_text()
-    weekly = (ROOT / ".github/workflows/weekly.yml").read_text()
-    for command in ("make test-all", "make test LATEST=1", "make retrain", "LIGHT=1"):
-        assert command in weekly
