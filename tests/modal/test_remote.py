@@ -107,7 +107,7 @@ def test_outside_modal_mode_a_function_runs_here(mode, token, cell, capsys, recw
         assert jobs.map(double, ({"x": x} for x in (1, 2))) == [{"x": 2}, {"x": 4}]
     assert config == {"x": 2}  # on Modal the function could not change it either
     assert capsys.readouterr().out == f'Runs here: MODE = "{mode}".\n'
-    assert not recwarn.list  # nor is a Volume missed
+    assert not [w for w in recwarn if "locally" in str(w.message)]  # or without Volume
 
 
 def test_without_a_token_it_runs_here_and_says_how_to_get_one(cell, capsys):
