@@ -37,6 +37,8 @@ def test_results_are_saved_with_a_card_and_found_again(tree, capsys):
     rows = [{"text": "Größe"}, {"text": "two\nlines"}]
     run.save_rows("07_rows.jsonl", rows)
     assert run.load_rows("07_rows.jsonl") == rows
+    (tree / "runs/full/07_b.jsonl").write_text('\ufeff{"a": "b\u2028c"}\n\n', "utf-8")
+    assert run.load_rows("07_b.jsonl") == [{"a": "b\u2028c"}]
 
 
 def test_what_is_not_in_runs_comes_from_the_shipped_runs(tree):

@@ -130,7 +130,9 @@ def check_root(here: Path) -> None:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a JSON-lines file."""
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    # No splitlines(): it also splits at U+2028, which JSON leaves as it is.
+    lines = path.read_text("utf-8-sig").split("\n")
+    return [json.loads(line) for line in lines if line.strip()]
 
 
 def run_card(command: str, seconds: float, **more: Any) -> dict[str, Any]:

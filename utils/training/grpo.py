@@ -11,8 +11,8 @@ yours, which on Modal must stand alone:
     def score(prompts, completions, **columns):
         "Return a float for each completion (a list of one message), or None."
 
-Other flags are TRL's (GRPOConfig, ModelConfig), such as --max_steps. Started again, a
-run goes on from its last checkpoint. vLLM has not been run with it.
+Other flags are TRL's (GRPOConfig, ModelConfig), but load_in_4bit has no effect. Started
+again, a run goes on from its last checkpoint. vLLM has not been run with it.
 """
 
 import argparse

@@ -4,7 +4,7 @@
     GPU=H100 BUDGET_USD=10 modal run --detach sft.py --data examples.jsonl ...
 
 A line of the data is {"prompt": [messages], "completion": [messages]}; other flags are
-TRL's (SFTConfig, ModelConfig). Started again, a run goes on from its last checkpoint.
+TRL's, but load_in_4bit has no effect. Started again, a run goes on where it stopped.
 """
 
 import argparse
