@@ -1,13 +1,17 @@
-"""What every model, engine and tool of the course agrees on. Imports nothing of utils.
+"""What every product, model, engine and tool of the course agrees on.
 
 A model is any function from messages to a `Reply`: the frontier API, a recording of it,
 a tuned model in memory or behind a server.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from utils.logs.traces import Trace
+
+# A case of an eval: "id", "question", and what is right, in the product's own keys.
+Case = dict[str, Any]
 # A chat: {"role": "system", "user" or "assistant", "content": text}, in order.
 Messages = list[dict[str, str]]
 
@@ -49,3 +53,37 @@ class Tool(Protocol):
 
     def repair(self, error: str) -> str:
         """Word the message that asks the model to mend its call."""
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The verdict on one answer, and why it is wrong where somebody can say so."""
+
+    correct: bool
+    error: str | None = None
+
+
+class Product(Protocol):
+    """What a product tells the course about itself: notebooks 01 to 04 ask only this.
+
+    `utils.tidewater.product` is one; notebook 12 writes another in forty lines.
+    """
+
+    name: str
+    prompts: Mapping[str, str]  # system prompts by name; the first is the one in use
+    no_answer: str  # what a reply without an answer is called here: "no query"
+
+    def logs(self) -> list[Trace]:
+        """Return the traces that were collected, oldest first, with feedback."""
+
+    def cases(self, split: str = "eval") -> list[Case]:
+        """Return the cases of a split."""
+
+    def extract(self, reply: str) -> Any | None:
+        """Read the answer out of a reply; None if there is none."""
+
+    def grade(self, cases: Sequence[Case], answers: Sequence[Any]) -> Sequence[Grade]:
+        """Grade one answer a case; None is a wrong answer."""
+
+    def show(self, case: Case, answer: Any) -> str:
+        """Write an answer as text for a person who reads it beside the case."""

@@ -10,6 +10,7 @@ from utils.tidewater.data import load_logs as load_logs
 from utils.tidewater.data import load_prompt as load_prompt
 from utils.tidewater.data import read_jsonl as read_jsonl
 from utils.tidewater.data import recorded_model as recorded_model
+from utils.tidewater.product import Tidewater as Tidewater
 from utils.tidewater.sql_tool import WAREHOUSES as WAREHOUSES
 from utils.tidewater.sql_tool import SqlTool as SqlTool
 from utils.tidewater.sql_tool import extract_sql as extract_sql

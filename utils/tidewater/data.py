@@ -24,6 +24,7 @@ ONLY_IN = {
     "carrier": "shipments",
     "topic": "tickets",
 }
+SPLITS = ("eval", "practice", "practice_more", "exam")
 PROMPTS = ("launch", "terse", "caveman", "four_rules", "fewshot", "rules")
 
 
@@ -41,12 +42,14 @@ def load_prompt(name: str) -> str:
 
 
 def load_cases(split: str = "eval", n: int | None = None) -> list[dict[str, Any]]:
-    """Return the first `n` cases of 'eval' (250) or 'practice' (500); None: all.
+    """Return the first `n` cases of a split; None: all.
 
-    The files are shuffled, so the first n are a random sample, and always the same.
+    'eval' (250), 'practice' (500), 'practice_more' (2,599), and 'exam' (1,000), which
+    is for the last comparison of finished models. The files are shuffled, so the first
+    n are a random sample, and always the same. ValueError for another split.
     """
-    if split not in ("eval", "practice"):
-        raise ValueError(f"no split {split!r}; there are 'eval' and 'practice'")
+    if split not in SPLITS:
+        raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
     return read_jsonl(f"{split}.jsonl")[:n]
 
 
