@@ -57,13 +57,25 @@ PEEKS = [  # denied
     "SELECT sqlite_source_id()", "SELECT sqlite_version()",
     "SELECT sqlite_compileoption_get(1)", "SELECT sqlite_log(1, 'x')",
     "SELECT total_changes(), last_insert_rowid()",
-    "SELECT CURRENT_TIMESTAMP", "SELECT DATE( 'NOW', '-1 day')",
-    "SELECT strftime('%Y', 'now')", "SELECT * FROM json_each('[1, 2]')",
+    "SELECT * FROM json_each('[1, 2]')", "PRAGMA data_version",
     "SELECT count(*) FROM customers, json_tree('[[1]]')",
     "SELECT * FROM pragma_table_info('customers')",
     "SELECT file FROM pragma_database_list",
     "SELECT * FROM dbstat", "SELECT sql FROM sqlite_stmt",
     "SELECT * FROM temp.sqlite_master",
+]  # fmt: skip
+CLOCKS = [  # denied, where the clock is not frozen
+    "SELECT date()", "SELECT time()", "SELECT datetime()", "SELECT julianday()",
+    "SELECT unixepoch()", "SELECT strftime('%Y')", "SELECT CURRENT_DATE",
+    "SELECT CURRENT_TIME", "SELECT current_timestamp", "SELECT DATE( 'NOW', '-1 day')",
+    "SELECT strftime('%Y', 'now')", "SELECT 1 WHERE date('now', 'utc') > '2026'",
+    "SELECT date(/* 'x' */ 'nOw' -- x\n)", 'SELECT date("now")', "SELECT date(' now ')",
+    "SELECT date('n' || 'ow')", "SELECT date(char(110, 111, 119))",
+    "SELECT date(replace('mow', 'm', 'n'))", "SELECT date(x'6e6f77')",
+    "SELECT date('now' || char(0) || '!')", "SELECT unixepoch('subsec')",
+    "SELECT max(date(x)) FROM (SELECT 'now' AS x UNION SELECT '2026-01-01')",
+    "WITH w(x) AS (VALUES (lower('NOW'))) SELECT (SELECT date(x) FROM w)",
+    "SELECT count(*) FROM tickets GROUP BY opened_date < date('now')",
 ]  # fmt: skip
 UNKNOWN = [  # sql_error; denied where SQLite has the thing
     "SELECT writefile('/tmp/hostile', 'x')", "SELECT readfile('/etc/passwd')",
@@ -77,6 +89,7 @@ UNKNOWN = [  # sql_error; denied where SQLite has the thing
     "SELECT ?", "SELECT * FROM customers WHERE email = :email", "SELECT ?250000",
     "SELECT abs(-9223372036854775808)", "SELECT json('[1,')",
     "WITH x AS (SELECT * FROM x) SELECT * FROM x",
+    "SELECT timediff('now', '2026-01-01')",
 ]  # fmt: skip
 TOO_MUCH = {  # the same, of what is long or deep
     "deep JSON": f"SELECT json('{'[' * 40_000}')",
@@ -179,9 +192,9 @@ OTHER = [
     ("gigabyte of printf", "SELECT abs(-9223372036854775807 - coalesce(length(printf("
      "'%.*c', 1000000000, 'a')), 9))", {"timeout", "too_many_bytes", "sql_error"}),
 ]  # fmt: skip
-NAMELESS = ((WRITES, "denied"), (PEEKS, "denied"), (NOT_SQL, "syntax"))
 HOSTILE = [
-    *[(sql, sql, {error}) for queries, error in NAMELESS for sql in queries],
+    *[(sql, sql, {"denied"}) for sql in WRITES + PEEKS + CLOCKS],
+    *[(sql, sql, {"syntax"}) for sql in NOT_SQL],
     *[(sql, sql, {"sql_error", "denied"}) for sql in UNKNOWN],
     *[(name, sql, {"sql_error", "denied"}) for name, sql in TOO_MUCH.items()],
     *[(name, sql, {"timeout", "memory"}) for name, sql in BOMBS.items()],

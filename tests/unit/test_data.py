@@ -77,7 +77,7 @@ def test_every_line_parses_and_the_readme_has_the_number(name):
     folder = f"`{name.split('/')[0]}/*.jsonl`"
     stated = numbers(table.get(f"`{name}`", table.get(folder))[0])
     assert len(lines(name)) == stated[0]
-    keys = ("id", "trace_id", "request_id", "question")
+    keys = ("id", "trace_id", "request_id", "question", "version")
     ids = [next(row[key] for key in keys if key in row) for row in lines(name)]
     if name != "eval_changelog.jsonl":  # a case may be appealed twice
         assert len(set(ids)) == len(ids)

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -145,6 +145,7 @@ ODD = [
     "SELECT 'x' LIKE 'X' AND 'x' GLOB '[a-z]' AND '{\"a\": 1}' ->> 'a'",
     "SELECT date('2026-01-31', '+1 month') > '2026' -- not date('now')",
     "SELECT 'explain' <> 'now' AND 'vacuum' NOT IN ('x; y', '--')",
+    "SELECT 'now' IN ('now', 'home') AND strftime('now', '2026-01-01') = 'now'",
 ]
 
 
@@ -175,6 +176,65 @@ def test_messages_serve_a_repair(pool, strict):
     assert strict.run(KILLER).message == "killed after 0.8 seconds"
 
 
+FROZEN = {  # what a query says on 2026-06-30
+    "SELECT date('now'), date(), CURRENT_DATE": ["2026-06-30"] * 3,
+    "SELECT time('NOW', 'localtime'), CURRENT_TIME": ["12:00:00", "12:00:00"],
+    "SELECT unixepoch(), julianday('now', 'utc')": [1782820800, 2461222.0],
+    "SELECT strftime('%Y'), date('n' || 'ow', '-1 day')": ["2026", "2026-06-29"],
+    "SELECT datetime('2026-01-01', 'localtime')": ["2026-01-01 00:00:00"],
+    "SELECT date('2026-01-31', '+1 month'), date(NULL)": ["2026-03-03", None],
+}
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Kolkata", "America/New_York"])
+def test_a_frozen_clock_says_the_same_in_every_time_zone(live, zone):
+    uris = {"live": f"{live.as_uri()}?mode=ro&immutable=1"}
+    limits = asdict(replace(LIMITS, now="2026-06-30 12:00"))
+    lines = [[[uris, limits]], [["live", sql] for sql in FROZEN]]
+    done = subprocess.run(
+        [sys.executable, "-I", worker.__file__],
+        input="".join(json.dumps(line) + "\n" for line in lines).encode(),
+        env={"TZ": zone},
+        capture_output=True,
+    )
+    _, *answers = map(json.loads, done.stdout.splitlines())
+    assert [rows for *_, rows in answers] == [[row] for row in FROZEN.values()]
+
+
+OWN = {  # rows, or words of the message
+    "SELECT kind, day FROM kinds": [("call", "2026-03-01")],
+    "SELECT kind, month FROM notes": [("call", "2026-02-01")],
+    "SELECT highlight(words, 0, '[', ']') FROM words('came')": [("it [came] back",)],
+    "SELECT count(*) FROM words WHERE words MATCH 'came NOT back'": [(0,)],
+    "SELECT snippet(older) FROM older WHERE body MATCH 'i*'": [
+        ("<b>it</b> came back",)
+    ],
+    "SELECT id FROM boxes WHERE a < 5": [(1,)],
+    "SELECT * FROM lucky": "random; lucky is a view",
+    'SELECT * FROM "old ""view"': "no such column: gone",
+    "SELECT count(*) FROM today": "write the date; today is a view",
+    "SELECT no FROM words": "words is a full-text table",
+    "SELECT optimize(older) FROM older": "older is a full-text table",
+    "INSERT INTO words(words) VALUES ('optimize')": "not authorized",
+    "SELECT * FROM words, json_each('[1]')": "json_each",
+}
+
+
+def test_views_and_full_text_tables_of_one_s_own_are_read_or_named(tmp_path):
+    path = tmp_path / "own.sqlite"
+    db = sqlite3.connect(path)
+    db.executescript((ROOT / "tests/helpers/own_database.sql").read_text())
+    db.close()
+    before = path.read_bytes()
+    with pytest.warns(UserWarning) as told, SandboxPool({"own": path}, 1) as pool:
+        for sql, want in OWN.items():
+            result = pool.run(sql)
+            assert result.rows == want if result.rows else want in result.message
+    named = [str(one.message).partition(" cannot be read")[0] for one in told]
+    assert named == ["own: view lucky", 'own: view old "view', "own: view today"]
+    assert path.read_bytes() == before
+
+
 def test_an_odd_path_is_opened_and_unsaved_changes_are_refused(live, tmp_path):
     path = Path(shutil.copy(live, tmp_path / "a?mode=rwc#%41é'.sqlite"))
     with SandboxPool({"odd": path}, 1) as pool:
@@ -183,6 +243,10 @@ def test_an_odd_path_is_opened_and_unsaved_changes_are_refused(live, tmp_path):
     Path(f"{path}-wal").write_bytes(b"x")
     with pytest.raises(ValueError, match="checkpoint"):
         SandboxPool({"odd": path})
+    with pytest.raises(ValueError, match=r"SQLite cannot read .*test_sandbox"):
+        SandboxPool({"odd": __file__})
+    with pytest.raises(ValueError, match="tomorrow"):
+        SandboxPool({"live": live}, limits=Limits(now="tomorrow"))
 
 
 def test_the_clock_is_each_query_s_own(live):

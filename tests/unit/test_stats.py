@@ -1,13 +1,17 @@
-"""Statistics and judges: published values, sums by hand, and the own estimators."""
+"""Statistics: published values, sums by hand, and the own estimators."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 from scipy.integrate import quad
 from scipy.stats import binom, binomtest
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.power import NormalIndPower
+from statsmodels.stats.proportion import proportion_effectsize
 
-from utils.evals import judge, stats
+from utils.evals import stats
 from utils.evals.stats import Interval, wilson
 
 
@@ -19,11 +23,6 @@ def split(*runs):
 def pairs(both, only_a, only_b, neither):
     a = split(both + only_a, only_b + neither)
     return a, split(both, only_a, only_b, neither)
-
-
-def labels(tp, fn, tn, fp):
-    """Truth and verdict with these counts."""
-    return split(tp + fn, tn + fp), split(tp, fn, fp, tn)
 
 
 def test_wilson_gives_the_published_intervals():
@@ -118,9 +117,76 @@ def test_the_exact_paired_test_finds_it_four_times_in_five():
 def test_effects_out_of_reach_are_infinite():
     # two systems that differ on 30 % cannot both be nearly always right
     effect = stats.minimum_detectable_effect
-    assert effect(250, 0.81, paired_discordance=0.3) == math.inf
+    with pytest.warns(UserWarning, match="250 cases are too few .* cases_needed"):
+        assert effect(250, 0.81, paired_discordance=0.3) == math.inf
     assert effect(250, 0.80, paired_discordance=0.3) < 0.1 + 1e-9
-    assert effect(250, 1.0) == math.inf
+    for n, base, share in [(250, 1.0, None), (30, 0.5, 0.2), (2, 0.5, None)]:
+        with pytest.warns(UserWarning, match=f"{n} cases are too few"):
+            assert effect(n, base, paired_discordance=share) == math.inf
+
+
+def test_separate_samples_need_as_many_cases_as_statsmodels_says():
+    for points, rate in [(5, 0.364), (3, 0.5), (10, 0.9)]:
+        effect = proportion_effectsize(rate + points / 100, rate)
+        n = NormalIndPower().solve_power(effect, alpha=0.05, power=0.8)
+        assert stats.cases_needed(points, rate) == math.ceil(n)
+
+
+@pytest.mark.parametrize(
+    ("points", "rate", "share"), [(5, 0.5, 0.2), (20, 0.5, 0.2), (3, 0.97, 0.03)]
+)
+def test_the_cases_needed_are_the_first_that_show_it(points, rate, share):
+    n = stats.cases_needed(points, rate, share)
+    effect = stats.minimum_detectable_effect
+    assert effect(n, rate, paired_discordance=share) <= points / 100 + 1e-9
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert effect(n - 1, rate, paired_discordance=share) > points / 100
+    # by statsmodels' McNemar test, on draws
+    wins, losses = (share + points / 100) / 2, (share - points / 100) / 2
+    drawn = np.random.default_rng(0).multinomial(
+        n, [wins, max(losses, 0), 1 - wins - max(losses, 0)], 3_000
+    )
+    tables = [[[0, a], [b, same]] for a, b, same in drawn.tolist()]
+    found = [mcnemar(table, exact=True).pvalue <= 0.05 for table in tables]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.025)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0.03,), "percentage points, such as 3, not 0.03"),
+        ((3, 1.0), "100.0% can rise by 0 points at most.* for a fall"),
+        ((60,), "by 50 points at most"),
+        ((30, 0.5, 0.2), "systems that differ on 20.0%, not by 30"),
+        ((3, 0.99, 0.1), "by 0 points at most"),
+    ],
+)
+def test_what_no_number_of_cases_shows_is_an_error(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        stats.cases_needed(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("n", "broken", "mended", "passes"),
+    [(20, 0, 0, True), (20, 2, 0, False), (250, 2, 0, True), (250, 30, 30, False)],
+)
+def test_a_gate_stops_what_may_be_more_than_three_points_worse(
+    n, broken, mended, passes
+):
+    before, after = pairs(n - broken - mended, broken, mended, 0)
+    if passes:
+        assert stats.gate(before, after).only_a == broken
+        return
+    names = [f"q{i}" for i in range(n)]
+    with pytest.raises(
+        AssertionError, match=f"on {n} cases.*Broken: q.*Mended"
+    ) as told:
+        stats.gate(before, after, 3, names)
+    assert str(told.value).count("q") == broken + mended
+    for wrong in ((before, after[1:]), ([], []), (before, after, 3, names[1:])):
+        with pytest.raises(ValueError, match="differ in length, or hold 0"):
+            stats.gate(*wrong)
 
 
 def test_e_values_of_losses_alone_can_be_summed_by_hand():
@@ -146,65 +212,3 @@ def test_the_e_value_is_an_average_of_likelihood_ratios(limit):
             return np.exp(odds) / (1 - limit)
 
         assert found[n - 1] == pytest.approx(quad(ratio, limit, 1)[0], rel=1e-6)
-
-
-def test_kappa_gives_the_published_values():
-    assert judge.kappa(*pairs(20, 5, 10, 15)) == pytest.approx(0.4)
-    # Fleiss, Statistical Methods for Rates and Proportions: three diagnoses, 0.68
-    counts = {"pp": 75, "pn": 1, "po": 4, "np": 5, "nn": 4, "no": 1, "oo": 10}
-    rows = [pair for pair, n in counts.items() for _ in range(n)]
-    assert judge.kappa(*zip(*rows, strict=True)) == pytest.approx(0.6765, abs=5e-5)
-    assert math.isnan(judge.kappa(["pass"] * 5, ["pass"] * 5))
-
-
-def test_rates_of_the_judges_in_the_data():
-    policy = judge.judge_rates(*labels(83, 8, 151, 8))
-    assert policy.tpr == wilson(83, 91) and policy.tnr == wilson(151, 159)
-    assert policy.accuracy == wilson(234, 250)
-    assert policy.constant == 159 / 250
-    plain = judge.judge_rates(*labels(91, 0, 0, 159))
-    assert (plain.tpr.value, plain.tnr.value, plain.kappa) == (1.0, 0.0, 0.0)
-    assert plain.accuracy.value < plain.constant
-
-
-@pytest.mark.parametrize(
-    ("passed", "counts", "rate"),
-    [
-        # the worked example of R's epiR::epi.prev: 23 of 150, 96 %, 89 %: 5.1 of 100
-        ((23, 127), (96, 4, 89, 11), (23 / 150 + 0.89 - 1) / 0.85),
-        # a perfect judge changes nothing
-        ((30, 70), (50, 0, 50, 0), 0.3),
-        # below the false positives alone: no less than 0; likewise no more than 1
-        ((6, 145), (96, 4, 93, 7), 0.0),
-        ((99, 1), (90, 10, 90, 10), 1.0),
-    ],
-)
-def test_rogan_gladen_gives_the_corrected_rate(passed, counts, rate):
-    found = judge.rogan_gladen(split(*passed), *labels(*counts))
-    assert found.value == pytest.approx(rate)
-    assert 0 <= found.low <= found.value <= found.high <= 1
-    assert found.n == sum(passed)
-
-
-def test_rogan_gladen_covers_about_95_percent():
-    rng, hits = np.random.default_rng(0), 0
-    for seed in range(200):
-        truth = rng.random(200) < 0.5
-        verdict = np.where(truth, rng.random(200) < 0.9, rng.random(200) < 0.15)
-        observed = rng.random(400) < 0.4 * 0.9 + 0.6 * 0.15
-        found = judge.rogan_gladen(observed, truth, verdict, replicates=500, seed=seed)
-        hits += found.low <= 0.4 <= found.high
-    assert 0.90 <= hits / 200 <= 0.99
-
-
-def test_a_judge_no_better_than_chance_tells_nothing():
-    for known in (labels(91, 0, 0, 159), labels(1, 9, 1, 9)):
-        found = judge.rogan_gladen(split(60, 40), *known)
-        assert math.isnan(found.value)
-        assert (found.low, found.high, found.n) == (0.0, 1.0, 100)
-    # Nearly chance: about a quarter of the replicates tell nothing, so each bound goes
-    # to its end; dropping those replicates would hide it.
-    for passed, value in [(5, 0.0), (50, 0.5), (95, 1.0)]:
-        observed = split(passed, 100 - passed)
-        found = judge.rogan_gladen(observed, *labels(11, 9, 11, 9))
-        assert (found.value, found.low, found.high) == (value, 0.0, 1.0)

@@ -5,16 +5,21 @@ database, so rows are compared on the live warehouse and on its twins (test-suit
 accuracy, Zhong et al. 2020, arXiv 2010.02840).
 """
 
+import functools
 import math
-import sys
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
+import sqlglot
 from scipy.optimize import linear_sum_assignment
+from sqlglot import exp
 
+from utils.evals import types
 from utils.evals.sandbox import Result, SandboxPool
 
 Rows = Sequence[Sequence[Any]]
@@ -23,76 +28,159 @@ Rows = Sequence[Sequence[Any]]
 # down by binary noise, so two right spellings of it can differ by a cent. The next
 # step up, 0.1 on percentages and days, is a real difference.
 ABS_TOL = 0.011
-# Noise of a long sum in double precision; larger than a cent only above 1e10.
-REL_TOL = 1e-12
+# Noise in double precision, of a ratio and of a long sum; both relative.
+REL_TOL, SUM_TOL = 1e-9, 1e-13
+WHOLE = 2.0**53  # from here on every float is a whole number
+
+
+def tolerance(column: Iterable[Any]) -> float:
+    """Return by how much a number may miss its reference; `column` holds these.
+
+    A column that reaches 10, or reaches 1 and shows two decimals, may hold money: it is
+    compared to a cent. Whole numbers, and what stays below (ratios, ratings, days), are
+    compared to the last digit. No tolerance is as wide as 1.
+    """
+    numbers = [cell for cell in column if isinstance(cell, int | float)]
+    numbers = [cell for cell in numbers if abs(cell) < WHOLE]
+    top = max(map(abs, numbers), default=0)
+    floats = [cell for cell in numbers if isinstance(cell, float)]
+    if not floats:
+        return min(REL_TOL * top, 1e-6)
+    if top >= 10 or (top >= 1 and max(map(_decimals, floats)) == 2):
+        return min(max(ABS_TOL, SUM_TOL * top), 0.5)
+    return max(REL_TOL * top, 1e-15)
+
+
+def _decimals(number: float) -> int:
+    return -Decimal(repr(number)).as_tuple().exponent
 
 
 def _split(row: Sequence[Any]) -> tuple[tuple, tuple[float, ...]]:
     """Cells that must be identical, with a gap for each number, and the numbers."""
     key, numbers = [], []
     for cell in row:
-        number = isinstance(cell, int | float)
-        # The bound also sets apart NaN, infinity and integers too large for a float.
-        if number and abs(cell) <= sys.float_info.max:
+        if not isinstance(cell, int | float):
+            key.append((type(cell), cell))
+        elif abs(cell) < WHOLE:
             numbers.append(float(cell))
             key.append(None)
+        elif isinstance(cell, int) or math.isfinite(cell):
+            key.append((int, int(cell)))
         else:
-            key.append((type(cell), str(cell) if number else cell))
+            key.append((float, str(cell)))  # infinity and NaN
     return tuple(key), tuple(numbers)
 
 
-def _close(got: Sequence[float], want: Sequence[float]) -> bool:
-    return all(
-        math.isclose(a, b, rel_tol=REL_TOL, abs_tol=ABS_TOL)
-        for a, b in zip(got, want, strict=True)
-    )
-
-
-def _pair_off(got: list[tuple[float, ...]], want: list[tuple[float, ...]]) -> bool:
+def _pair_off(
+    got: list[tuple[float, ...]],
+    want: list[tuple[float, ...]],
+    tolerances: Sequence[float],
+) -> bool:
     """Whether two lists, as many tuples of one length, pair off within tolerance."""
-    if all(map(_close, sorted(got), sorted(want))):
+
+    def close(a: Sequence[float], b: Sequence[float]) -> bool:
+        triples = zip(a, b, tolerances, strict=True)
+        return all(abs(x - y) <= most for x, y, most in triples)
+
+    if all(map(close, sorted(got), sorted(want))):
         return True
     # Closeness is not transitive, so sorted order decides for single columns only.
-    columns = zip(zip(*got, strict=True), zip(*want, strict=True), strict=True)
-    if not all(_close(sorted(a), sorted(b)) for a, b in columns):
+    a, b = np.sort(np.array(got), axis=0), np.sort(np.array(want), axis=0)
+    if (np.abs(a - b) > tolerances).any():
         return False
     # Rare: pair each tuple with one that is close, if that can be done for all.
     far = np.zeros((len(got), len(want)), dtype=bool)
-    with np.errstate(over="ignore"):
-        for a, b in zip(np.array(got).T, np.array(want).T, strict=True):
-            larger = np.maximum.outer(np.abs(a), np.abs(b))
-            tolerance = np.maximum(REL_TOL * larger, ABS_TOL)
-            far |= np.abs(np.subtract.outer(a, b)) > tolerance
+    for a, b, most in zip(np.array(got).T, np.array(want).T, tolerances, strict=True):
+        far |= np.abs(np.subtract.outer(a, b)) > most
     return not far[linear_sum_assignment(far)].any()
 
 
-def rows_equal(got: Rows, want: Rows, ordered: bool) -> bool:
-    """Whether two results are equal; row order counts only when `ordered`.
+def rows_equal(
+    got: Rows, want: Rows, ordered: bool, order_by: Sequence[int] | None = None
+) -> bool:
+    """Whether a result equals the reference `want`; row order counts if `ordered`.
 
-    Column order counts, column names do not. Numbers are equal within ABS_TOL or
-    REL_TOL, whichever is wider, integer or not; text, blobs, NULL, infinity and NaN
-    equal only themselves, and text never equals a number. Without order the rows must
-    pair off one to one, so a row that occurs twice must do so in both.
+    Column order counts, column names do not. Numbers are equal within the `tolerance`
+    of the reference's column, integer or not; text, blobs, NULL, infinity and NaN equal
+    only themselves, and text never equals a number. Without order the rows must pair
+    off one to one, so a row that occurs twice must do so in both. `order_by` holds the
+    columns, from 0, by which an ordered reference is sorted: rows of it that tie in all
+    of these may change places.
     """
+    if len(got) != len(want):
+        return False
+    tolerances = [tolerance(column) for column in zip(*want, strict=True)]
+    places = list(range(len(want))) if ordered else [0] * len(want)
+    if ordered and order_by is not None:
+        sorted_by = [[row[column] for column in order_by] for row in want]
+        for i in range(1, len(want)):
+            tied = sorted_by[i] == sorted_by[i - 1]
+            places[i] = places[i - 1] + (not tied)
     groups: dict[tuple, tuple[list, list]] = defaultdict(lambda: ([], []))
     for side, rows in enumerate((got, want)):
-        for place, (key, numbers) in enumerate(map(_split, rows)):
-            groups[key, place if ordered else None][side].append(numbers)
-    return all(len(a) == len(b) and _pair_off(a, b) for a, b in groups.values())
+        for place, (key, numbers) in zip(places, map(_split, rows), strict=True):
+            groups[key, place][side].append(numbers)
+    for (key, _), (a, b) in groups.items():
+        if len(a) != len(b):
+            return False
+        columns = [i for i, cell in enumerate(key) if cell is None]
+        if not _pair_off(a, b, [tolerances[i] for i in columns]):
+            return False
+    return True
+
+
+@functools.lru_cache(10_000)
+def order_columns(sql: str) -> tuple[int, ...] | None:
+    """Return the columns by which a query sorts its rows, for `rows_equal`.
+
+    None where that cannot be told: no ORDER BY, or one by what is not in the output.
+    """
+    try:
+        query = sqlglot.parse_one(sql, read="sqlite")
+    except (sqlglot.errors.SqlglotError, RecursionError):
+        return None
+    order = query.args.get("order") if isinstance(query, exp.Query) else None
+    if order is None or any(output.is_star for output in query.selects):
+        return None
+    columns = []
+    for term in order.expressions:
+        if term.this.is_int:  # ORDER BY 2
+            columns.append(int(term.this.name) - 1)
+            continue
+        name = term.this.name.lower() if isinstance(term.this, exp.Column) else ""
+        names = [output.alias_or_name.lower() for output in query.selects]
+        values = [output.unalias() for output in query.selects]
+        if name in names and not term.this.table:
+            columns.append(names.index(name))
+        elif term.this in values:
+            columns.append(values.index(term.this))
+        else:
+            return None
+    return tuple(columns)
 
 
 @dataclass(frozen=True)
-class Grade:
-    """The verdict on one answer."""
+class Grade(types.Grade):
+    """The verdict on one answer: `correct` means rows equal on every database.
 
-    correct: bool  # rows equal on every database
-    correct_on_live: bool  # rows equal on the live one
-    per_database: dict[str, bool]
-    error: str | None = None  # first error that the sandbox named, or "no_query"
+    `error` is the first that the sandbox named, or "no_query".
+    """
+
+    correct_on_live: bool = False  # rows equal on the live database
+    per_database: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def right(self) -> bool:
+        """An earlier name of `correct`."""
+        return self.correct
 
 
 class Grader:
-    """Grades SQL on every database of a sandbox pool; `live` names the one in use."""
+    """Grades SQL on every database of a sandbox pool; `live` names the one in use.
+
+    A case holds "ordered", and "sql" or "expected" (rows by database). It may hold
+    "order_by", see `rows_equal`; without it the ORDER BY of its "sql" tells.
+    """
 
     def __init__(self, pool: SandboxPool, live: str = "warehouse") -> None:
         self.pool, self.live, self.databases = pool, live, list(pool.databases)
@@ -101,7 +189,8 @@ class Grader:
     def expected(self, cases: Sequence[dict[str, Any]]) -> list[dict[str, Rows]]:
         """Return each case's rows by database: its `expected`, else those of its `sql`.
 
-        Raises ValueError where that SQL fails.
+        Raises ValueError where that SQL fails. Warns of cases whose rows are empty on
+        every database.
         """
         queries = [case["sql"] for case in cases if not case.get("expected")]
         ran = self._run(sql for sql in queries if sql not in self._references)
@@ -111,7 +200,17 @@ class Grader:
                     why = f"{result.error}: {result.message}"
                     raise ValueError(f"a case's SQL fails on {name} ({why}): {sql}")
             self._references[sql] = {name: r.rows for name, r in results.items()}
-        return [case.get("expected") or self._references[case["sql"]] for case in cases]
+        wanted = [c.get("expected") or self._references[c["sql"]] for c in cases]
+        both = zip(cases, wanted, strict=True)
+        empty = [str(case.get("id", "?")) for case, rows in both if _empty(rows)]
+        if empty:
+            warnings.warn(
+                "reference rows are empty on every database: "
+                "they cannot tell right from wrong, any query without rows is graded "
+                f"right. Cases: {', '.join(dict.fromkeys(empty))}",
+                stacklevel=2,
+            )
+        return wanted
 
     def grade(
         self,
@@ -127,7 +226,7 @@ class Grader:
         wanted = self.expected(cases)
         ran = self._run((sql for sql in answers if sql and sql.strip()), progress)
         return [
-            self._verdict(ran.get(sql), want, case["ordered"])
+            self._verdict(ran.get(sql), want, case)
             for case, sql, want in zip(cases, answers, wanted, strict=True)
         ]
 
@@ -141,15 +240,24 @@ class Grader:
         return {sql: {d: next(results) for d in self.databases} for sql in queries}
 
     def _verdict(
-        self, got: dict[str, Result] | None, want: dict[str, Rows], ordered: bool
+        self, got: dict[str, Result] | None, want: dict[str, Rows], case: dict[str, Any]
     ) -> Grade:
         if got is None:
             nowhere = dict.fromkeys(self.databases, False)
-            return Grade(False, False, nowhere, "no_query")
+            return Grade(False, "no_query", False, nowhere)
+        ordered, order_by = case["ordered"], case.get("order_by")
+        if ordered and order_by is None and "sql" in case:
+            order_by = order_columns(case["sql"])
         equal = {
             name: result.rows is not None
-            and rows_equal(result.rows, want[name], ordered)
+            and rows_equal(result.rows, want[name], ordered, order_by)
             for name, result in got.items()
         }
         error = next((result.error for result in got.values() if result.error), None)
-        return Grade(all(equal.values()), equal[self.live], equal, error)
+        return Grade(all(equal.values()), error, equal[self.live], equal)
+
+
+def _empty(wanted: dict[str, Rows]) -> bool:
+    """Whether no database has a row with anything but NULL."""
+    rows = [row for rows in wanted.values() for row in rows]
+    return all(cell is None for row in rows for cell in row)

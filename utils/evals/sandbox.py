@@ -13,15 +13,18 @@ import os
 import queue
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 
 from utils.evals import worker
@@ -61,7 +64,8 @@ class SandboxPool:
 
     `databases` maps names to SQLite files, which nobody may write to meanwhile. Workers
     start when first needed. Threads may share a pool. Raises FileNotFoundError or
-    ValueError for a bad file, RuntimeError on Windows or if a worker does not start.
+    ValueError for a bad file or a bad `limits.now`, RuntimeError on Windows or if a
+    worker does not start. Warns of each view and virtual table that cannot be read.
     """
 
     def __init__(
@@ -74,6 +78,8 @@ class SandboxPool:
             raise RuntimeError("SandboxPool needs Linux or macOS; on Windows use WSL")
         self.size = workers or min(os.cpu_count() or 1, 8)
         self.limits = limits or Limits()
+        if self.limits.now:
+            datetime.fromisoformat(self.limits.now)  # ValueError if it is no time
         self._pid = os.getpid()
         self.databases = {name: Path(path) for name, path in databases.items()}
         self._uris = {name: _uri(path) for name, path in self.databases.items()}
@@ -83,6 +89,23 @@ class SandboxPool:
             self._idle.put(one)
         # Runs once: at close(), when the pool is collected, or when Python exits.
         self._close = weakref.finalize(self, _terminate, self._workers, self._pid)
+        self._warn_of_what_cannot_be_read()
+
+    def _warn_of_what_cannot_be_read(self) -> None:
+        """Try each view and virtual table once; plain tables can always be read."""
+        for name, uri in self._uris.items():
+            try:
+                with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+                    kinds = dict(db.execute(worker.SPECIAL))
+            except sqlite3.Error as e:
+                path = self.databases[name]
+                raise ValueError(f"SQLite cannot read {path}: {e}") from e
+            jobs = [(name, f"SELECT * FROM {worker.quoted(n)} LIMIT 1") for n in kinds]
+            for thing, result in zip(kinds, self.map(jobs), strict=True):
+                if result.error:
+                    what = f"{name}: {kinds[thing]} {thing} cannot be read here"
+                    why = f"{result.error}, {result.message}"
+                    warnings.warn(f"{what} ({why})", stacklevel=3)
 
     def __enter__(self) -> "SandboxPool":
         return self

@@ -1,9 +1,11 @@
 """How sure a number is: intervals, paired and sequential tests, and what n can show.
 
-Rates and differences are fractions of 1. The same seed gives the same interval.
+Rates and differences are fractions of 1; what is called `points` is in percentage
+points, as people say it. The same seed gives the same interval.
 """
 
 import math
+import warnings
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -156,6 +158,41 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return multipletests(p_values, method="holm")[1].tolist()
 
 
+def gate(
+    before: Sequence[bool],
+    after: Sequence[bool],
+    points: float = 3.0,
+    names: Sequence[str] | None = None,
+) -> Paired:
+    """Stop a release that may be worse: AssertionError where the bound is too low.
+
+    `before` and `after` are right or wrong on the same cases. The paired difference
+    must lie above -`points` percentage points with its whole interval; the message
+    names the cases that broke, by `names` or by place. Where no case differs the
+    interval has no width: n cases alike still allow some 3/n of all to be broken.
+    """
+    __tracebackhide__ = True  # pytest then shows the message alone
+    if points:  # 0: no loss at all
+        _check_points(points)
+    names = range(len(before)) if names is None else names
+    if not 0 < len(before) == len(after) == len(names):
+        counts = f"{len(before)}, {len(after)}, {len(names)}"
+        raise ValueError(
+            f"before, after and names differ in length, or hold 0: {counts}"
+        )
+    pairs = list(zip(names, before, after, strict=True))
+    broken = [str(name) for name, was, now in pairs if was and not now]
+    mended = [str(name) for name, was, now in pairs if now and not was]
+    found = paired_difference(before, after)
+    if found.difference.low < -points / 100:
+        raise AssertionError(
+            f"{found.difference.points()} on {found.n} cases: the lower bound is under "
+            f"-{points:g} points. Broken: {', '.join(broken)}. "
+            f"Mended: {', '.join(mended) or 'none'}."
+        )
+    return found
+
+
 def minimum_detectable_effect(
     n: int,
     base_rate: float,
@@ -163,7 +200,9 @@ def minimum_detectable_effect(
     alpha: float = 0.05,
     paired_discordance: float | None = None,
 ) -> float:
-    """Smallest rise over `base_rate` that n cases show with this power; inf if none.
+    """Smallest rise over `base_rate` that n cases show with this power.
+
+    Infinite, with a warning, where n is too small for any: see `cases_needed`.
 
     For two separate samples of n each: Cohen's arcsine approximation (1988), a little
     hopeful within a few cases of 0 or n. For the same n cases twice give
@@ -175,17 +214,75 @@ def minimum_detectable_effect(
     if paired_discordance is None:
         effect = NormalIndPower().solve_power(nobs1=n, alpha=alpha, power=power)
         angle = math.asin(math.sqrt(base_rate)) + effect / 2
-        return math.sin(angle) ** 2 - base_rate if angle <= math.pi / 2 else math.inf
-    share = paired_discordance
-    differing = np.arange(n + 1)
+        if angle <= math.pi / 2:
+            return math.sin(angle) ** 2 - base_rate
+    else:
+        share = paired_discordance
+
+        def surplus(rise: float) -> float:
+            return _paired_power(n, rise, share, alpha) - power
+
+        most = _largest_rise(base_rate, share)
+        if most > 0 and surplus(most) >= 0:
+            return optimize.brentq(surplus, 0, most)
+    message = f"{n} cases are too few to show any rise over {base_rate:.1%}"
+    warnings.warn(f"{message}; ask cases_needed how many it takes", stacklevel=2)
+    return math.inf
+
+
+def cases_needed(
+    points: float,
+    rate: float = 0.5,
+    paired_discordance: float | None = None,
+    power: float = 0.8,
+    alpha: float = 0.05,
+) -> int:
+    """Count the cases that show a rise of `points` over `rate` with this power.
+
+    The inverse of `minimum_detectable_effect`, which says what `paired_discordance`
+    is; without it, the number is that of each of two separate samples. For a fall
+    give as `rate` where it ends. ValueError where no number of cases can show it.
+    """
+    _check_points(points)
+    rise, share = points / 100, paired_discordance
+    most = 1 - rate if share is None else _largest_rise(rate, share)
+    if rise > most + 1e-12:
+        differ = "" if share is None else f" by systems that differ on {share:.1%}"
+        raise ValueError(
+            f"a rate of {rate:.1%} can rise by {100 * max(most, 0):.3g} points at most"
+            f"{differ}, not by {points:g}; for a fall give the rate where it ends"
+        )
+    if share is None:
+        angles = math.asin(math.sqrt(min(rate + rise, 1))), math.asin(math.sqrt(rate))
+        effect = 2 * (angles[0] - angles[1])
+        return math.ceil(NormalIndPower().solve_power(effect, alpha=alpha, power=power))
+    few, enough = 1, 2
+    while _paired_power(enough, rise, share, alpha) < power:
+        few, enough = enough, 2 * enough
+    while enough - few > 1:
+        middle = (few + enough) // 2
+        found = _paired_power(middle, rise, share, alpha) >= power
+        few, enough = (few, middle) if found else (middle, enough)
+    return enough
+
+
+def _check_points(points: float) -> None:
+    if not 0.1 <= points <= 100:  # a fraction by mistake would ask for a million cases
+        raise ValueError(f"points are percentage points, such as 3, not {points!r}")
+
+
+def _largest_rise(rate: float, share: float) -> float:
+    """Limit the rise of b over a: b wins only where they differ and a is wrong."""
+    return min(share, 2 * (1 - rate) - share)
+
+
+def _paired_power(n: int, rise: float, share: float, alpha: float) -> float:
+    """Chance that the exact McNemar test finds a rise, averaged over what differs."""
+    # Counts outside of these bounds come up once in 10**10 times.
+    first, last = stats.binom.ppf(1e-10, n, share), stats.binom.isf(1e-10, n, share)
+    differing = np.arange(first, last + 1)
     critical = stats.binom.isf(alpha / 2, differing, 0.5) + 1
-
-    def surplus(rise: float) -> float:
-        for_b = (share + rise) / (2 * share)
-        found = stats.binom.sf(critical - 1, differing, for_b)
-        found += stats.binom.cdf(differing - critical, differing, for_b)
-        return float(stats.binom.pmf(differing, n, share) @ found) - power
-
-    most = min(share, 2 * (1 - base_rate) - share)  # b wins only what a has wrong
-    reachable = most > 0 and surplus(most) >= 0
-    return optimize.brentq(surplus, 0, most) if reachable else math.inf
+    for_b = min((share + rise) / (2 * share), 1.0)
+    found = stats.binom.sf(critical - 1, differing, for_b)
+    found += stats.binom.cdf(differing - critical, differing, for_b)
+    return float(stats.binom.pmf(differing, n, share) @ found)

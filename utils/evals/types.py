@@ -6,9 +6,10 @@ a tuned model in memory or behind a server.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from utils.logs.traces import Trace
+if TYPE_CHECKING:
+    from utils.logs.traces import Trace
 
 # A case of an eval: "id", "question", and what is right, in the product's own keys.
 Case = dict[str, Any]
@@ -73,7 +74,7 @@ class Product(Protocol):
     prompts: Mapping[str, str]  # system prompts by name; the first is the one in use
     no_answer: str  # what a reply without an answer is called here: "no query"
 
-    def logs(self) -> list[Trace]:
+    def logs(self) -> "list[Trace]":
         """Return the traces that were collected, oldest first, with feedback."""
 
     def cases(self, split: str = "eval") -> list[Case]:

@@ -11,8 +11,8 @@ Covered, on Linux:
 - Time: a progress handler ends a query at its deadline. One call of REPLACE or LIKE can
   run for minutes without asking that handler: then the parent kills the process.
 - Memory: of SQLite and of the process. Rows, bytes of a result, length of the SQL.
-- Answers that change: there is no clock and no random number, so one query has one
-  answer.
+- Answers that change: there is no clock but the one of `Limits.now`, no time zone and
+  no random number, so one query has one answer, today and on any machine.
 - A worker that dies or lies: its parent parses its answers and trusts none of them.
 
 Not covered:
@@ -35,25 +35,36 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
 from operator import methodcaller
 
 GRACE = 0.5  # seconds past the deadline before a worker is killed
 OUT_OF_MEMORY = 86  # exit status of a worker too short of memory to say so
-# What analytics needs. Not random() or CURRENT_DATE: one query has one answer. Not
-# zeroblob, which only fills memory, nor what names a file, an extension or a build.
-FUNCTIONS = frozenset(
-    "-> ->> abs avg ceil ceiling char coalesce concat concat_ws count cume_dist date "  # noqa: SIM905
-    "datetime dense_rank exp first_value floor format glob group_concat hex if ifnull "
-    "iif instr json json_array json_array_length json_extract json_group_array "
-    "json_group_object json_object json_quote json_type json_valid julianday lag "
-    "last_value lead length like likelihood likely ln log log10 log2 lower ltrim max "
-    "median min mod nth_value ntile nullif percent_rank pi pow power printf quote rank "
-    "replace round row_number rtrim sign sqrt strftime string_agg substr substring sum "
-    "time timediff total trim trunc typeof unicode unixepoch unlikely upper".split()
+# These can read the clock: `freeze_clock` puts others in their place.
+CLOCK = frozenset(
+    "current_date current_time current_timestamp date datetime julianday strftime time "  # noqa: SIM905
+    "timediff unixepoch".split()
 )
+# What analytics needs. Not random(): one query has one answer. Not zeroblob, which only
+# fills memory, nor what names a file, an extension or a build.
+FUNCTIONS = CLOCK.union(
+    "-> ->> abs avg bm25 ceil ceiling char coalesce concat concat_ws count cume_dist "  # noqa: SIM905
+    "dense_rank exp first_value floor format glob group_concat hex highlight if ifnull "
+    "iif instr json json_array json_array_length json_extract json_group_array "
+    "json_group_object json_object json_quote json_type json_valid lag last_value lead "
+    "length like likelihood likely ln log log10 log2 lower ltrim match max median min "
+    "mod nth_value ntile nullif offsets percent_rank pi pow power printf quote rank "
+    "replace round row_number rtrim sign snippet sqrt string_agg substr substring sum "
+    "total trim trunc typeof unicode unlikely upper".split()
+)
+# What a schema has besides tables: name and kind.
+SPECIAL = """
+SELECT name, CASE WHEN type = 'view' THEN 'view'
+  WHEN sql LIKE '%using%fts%' THEN 'full-text table' ELSE 'virtual table' END
+FROM sqlite_master WHERE rootpage = 0 AND type IN ('view', 'table')"""
 COMMENT = r"--[^\n]*|/\*.*?(?:\*/|\Z)"
 LEAD = re.compile(rf"(?:[ \t\n\f\r;\ufeff]|{COMMENT})*+", re.S)
-NOW = re.compile(rf"{COMMENT}|[(,]\s*('now')\s*[,)]", re.S | re.I)
 SYNTAX = re.compile("syntax error|unrecognized token|incomplete input|null character")
 # JSON has no bytes: a blob travels as {"hex": text}.
 DECODE = json.JSONDecoder(object_hook=lambda blob: bytes.fromhex(blob["hex"])).decode
@@ -69,6 +80,7 @@ class Limits:
     result_bytes: int = 2_000_000  # 8 a value, and 1 a character or a byte of a blob
     memory_mb: int = 256  # of its whole worker, at least 64; half of it for SQLite
     sql_bytes: int = 100_000
+    now: str | None = None  # what the clock says; None: a query that asks is denied
 
 
 class Failed(Exception):  # noqa: N818
@@ -79,6 +91,8 @@ def serve() -> None:
     """Confine this process; then a line of jobs in, a line for each answer out."""
     uris, limits = json.loads(sys.stdin.buffer.readline())[0]
     limits = Limits(**limits)
+    os.environ["TZ"] = "UTC0"  # 'localtime' is the same on all machines
+    time.tzset()
     try:
         databases = {name: open_readonly(uri, limits) for name, uri in uris.items()}
     except sqlite3.Error as error:
@@ -118,19 +132,27 @@ def open_readonly(uri: str, limits: Limits) -> Callable[[str], tuple]:
 
     Returns a function from SQL to (error, message, seconds, columns, rows).
     """
-    deadline, denied = 0.0, False
+    deadline, denied, refusal = 0.0, False, ""
     # No cache of statements: nothing of one query is there for the next.
     db = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
     db.text_factory = methodcaller("decode", "utf-8", "replace")
     db.execute(f"PRAGMA hard_heap_limit = {limits.memory_mb << 19}")
     db.execute("PRAGMA temp_store = memory")
-    db.execute("PRAGMA trusted_schema = 0")
+    # The authorizer judges what views do, too, so they may call functions.
+    db.execute("PRAGMA trusted_schema = 1")
+
+    def refuse(message: str) -> None:
+        nonlocal refusal
+        refusal = message
+
+    freeze_clock(db, limits, refuse)
     # The schema can be read, for prompts tell it anyway; statistics cannot.
     names = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
     readable = {n for n in names if not n.startswith("sqlite_")} | {"sqlite_master"}
     # Tables that are functions; new versions list those of JSON only after their use.
     modules = {"json_each", "json_tree", "jsonb_each", "jsonb_tree"}
     modules |= {name for (name,) in db.execute("PRAGMA module_list")}
+    special = dict(db.execute(SPECIAL))
     db.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
     db.setlimit(sqlite3.SQLITE_LIMIT_COLUMN, 200)
     db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(limits.result_bytes, 1_000_000))
@@ -139,6 +161,8 @@ def open_readonly(uri: str, limits: Limits) -> Callable[[str], tuple]:
 
     def authorize(action: int, first: str, second: str, *_: str) -> int:
         nonlocal denied
+        if opening:
+            return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_READ:
             # COUNT(*) reads no column, and perhaps of a CTE: then `second` is empty.
             allowed = first in readable or not (second or first.lower() in modules)
@@ -150,17 +174,20 @@ def open_readonly(uri: str, limits: Limits) -> Callable[[str], tuple]:
         return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
 
     def answer(sql: str) -> tuple:
-        nonlocal deadline, denied
+        nonlocal deadline, denied, refusal
         begun = time.monotonic()
-        deadline, denied = begun + limits.seconds, False
+        deadline, denied, refusal = begun + limits.seconds, False, ""
         error, message, columns, rows = None, "", [], []
         try:
             columns, rows = _fetch(db, sql, limits)
         except Failed as failed:
             error, message = failed.args
         except (sqlite3.Error, UnicodeError, MemoryError) as failed:
-            error = "denied" if denied else _name(failed)
-            message = str(failed) or "no memory is left"
+            error = "denied" if denied or refusal else _name(failed)
+            message = refusal or str(failed) or "no memory is left"
+            for name, kind in special.items():
+                if re.search(rf"\b{re.escape(name)}\b", sql, re.I):
+                    message += f"; {name} is a {kind}"
         seconds = time.monotonic() - begun
         if seconds > limits.seconds:  # interrupted, or done too late
             error, message = "timeout", f"the most is {limits.seconds:g} seconds"
@@ -168,7 +195,71 @@ def open_readonly(uri: str, limits: Limits) -> Callable[[str], tuple]:
 
     db.set_progress_handler(lambda: time.monotonic() > deadline, 2_000)
     db.set_authorizer(authorize)
+    # At its first use a virtual table runs statements that are denied to queries.
+    opening = True
+    deadline = time.monotonic() + limits.seconds
+    for name in (name for name, kind in special.items() if kind != "view"):
+        for condition in ("", f"WHERE {quoted(name)} MATCH 'a'"):
+            with contextlib.suppress(sqlite3.Error):
+                db.execute(f"SELECT 1 FROM {quoted(name)} {condition} LIMIT 1")
+    opening = False
     return answer
+
+
+def quoted(name: str) -> str:
+    """Write a name so that SQL takes it for one."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _word(value: object) -> str:
+    """Return a value as the functions for dates read it: up to a NUL, in any case."""
+    text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    return text.partition("\0")[0].strip().lower()
+
+
+def freeze_clock(
+    db: sqlite3.Connection, limits: Limits, refuse: Callable[[str], None]
+) -> None:
+    """Replace the functions that read the clock by ones that say `limits.now`.
+
+    Where that is None they end the query, and `refuse` is told why. They see the values
+    that a function gets, so no spelling hides the clock, and no literal looks like it.
+    """
+    now = limits.now and str(datetime.fromisoformat(limits.now))
+    # Theirs are the real functions. They never meet the clock.
+    real = sqlite3.connect(":memory:", isolation_level=None)
+    real.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
+
+    def frozen(name: str) -> Callable:
+        first = 1 if name == "strftime" else 0  # its format comes before the time
+        real_name = name.replace("current_timestamp", "datetime")
+        real_name = real_name.removeprefix("current_")
+
+        @lru_cache(1024, typed=True)  # a column holds few different dates
+        def call(*values: object) -> object:
+            # For SQLite this is "string or blob too big"; the cache must stay small.
+            if any(len(v) > 1_000 for v in values if isinstance(v, (str, bytes))):
+                raise OverflowError
+            known, asked = list(values[:first]), False
+            for place, value in enumerate(values[first:] or ("now",)):
+                word = _word(value)
+                if word == "now" or (place == 0 and word in ("subsec", "subsecond")):
+                    asked = True
+                    known.append(now)
+                if word != "now":
+                    known.append(value)
+            if asked and not now:
+                refuse(f"{name}() asks what time it is, which changes: write the date")
+                raise ValueError
+            marks = ",".join("?" * len(known))
+            return real.execute(f"SELECT {real_name}({marks})", known).fetchone()[0]
+
+        return call
+
+    there = {name for (name,) in real.execute("SELECT name FROM pragma_function_list")}
+    for name in CLOCK & there:
+        count = {"timediff": 2}.get(name, 0 if name.startswith("current") else -1)
+        db.create_function(name, count, frozen(name), deterministic=True)
 
 
 def _fetch(
@@ -178,8 +269,6 @@ def _fetch(
     word = sql[LEAD.match(sql).end() :][:7].lower()
     if word.startswith(("explain", "vacuum")):  # the authorizer is not asked
         raise Failed("denied", f"no {word}")
-    if "'now'" in sql.lower() and any(found[1] for found in NOW.finditer(sql)):
-        raise Failed("denied", "'now' is another day tomorrow: write the date")
     cursor = db.execute(sql.rstrip("; \t\r\n"))  # ;; is two statements for Python
     if cursor.description is None:
         raise Failed("denied" if word else "empty", "there is no SELECT")

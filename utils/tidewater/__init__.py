@@ -16,3 +16,4 @@ from utils.tidewater.sql_tool import SqlTool as SqlTool
 from utils.tidewater.sql_tool import extract_sql as extract_sql
 from utils.tidewater.sql_tool import grade as grade
 from utils.tidewater.sql_tool import open_pool as open_pool
+from utils.tidewater.sql_tool import rows_of as rows_of

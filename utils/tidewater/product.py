@@ -20,7 +20,7 @@ class Tidewater:
     def __init__(self, pool: SandboxPool | None = None) -> None:
         """Grade in `pool`, or in one that opens at the first answer."""
         self.prompts = {name: data.load_prompt(name) for name in data.PROMPTS}
-        self._pool = pool
+        self._grader = Grader(pool) if pool else None
 
     def logs(self) -> list[Trace]:
         """Return the three weeks of traces, oldest first."""
@@ -37,10 +37,15 @@ class Tidewater:
     def grade(
         self, cases: Sequence[dict[str, Any]], answers: Sequence[str | None]
     ) -> list[Grade]:
-        """Grade one query a case by its rows on every database."""
-        if self._pool is None:
-            self._pool = sql_tool.open_pool()
-        return Grader(self._pool).grade(cases, answers)
+        """Grade one query a case by its rows on every database.
+
+        The right query is the case's `sql`; in a case made of a trace, its `answer`.
+        There the order of rows counts where the right query limits them.
+        """
+        if self._grader is None:  # kept, for it remembers the right rows
+            self._grader = Grader(sql_tool.open_pool())
+        cases = [_from_answer(case) | case for case in cases]
+        return self._grader.grade(cases, answers)
 
     def show(self, case: dict[str, Any], answer: str | None) -> str:
         """Write a query a clause a line; as it came where it cannot be parsed."""
@@ -50,3 +55,9 @@ class Tidewater:
             return sqlglot.transpile(answer, read="sqlite", pretty=True)[0]
         except sqlglot.errors.SqlglotError:
             return answer
+
+
+def _from_answer(case: dict[str, Any]) -> dict[str, Any]:
+    if "answer" not in case:
+        return {}
+    return {"sql": case["answer"], "ordered": "limit" in case["answer"].lower()}

@@ -66,6 +66,14 @@ def open_pool(**settings: Any) -> SandboxPool:
     return SandboxPool(WAREHOUSES, **settings)
 
 
+def rows_of(pool: SandboxPool, queries: Sequence[str]) -> list[str]:
+    """Return each query's rows on every database as one text, to compare answers."""
+    jobs = [(name, sql) for sql in queries for name in pool.databases]
+    rows = [repr(result.rows) for result in pool.map(jobs)]
+    size = len(pool.databases)
+    return ["|".join(rows[i : i + size]) for i in range(0, len(rows), size)]
+
+
 @functools.cache
 def _grader() -> Grader:
     """Open one pool for all that this process grades."""

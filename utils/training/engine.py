@@ -340,7 +340,6 @@ def _converted(name: str, adapter: str | Path | None) -> tuple[Path, Any]:
     home = cache() / f"ct2-{digest.hexdigest()[:16]}"
     if (home / "model.bin").exists():
         return home, load_tokenizer(name)
-    cache().mkdir(parents=True, exist_ok=True)
     model, tokenizer = load(name, adapter)
     with tempfile.TemporaryDirectory(dir=cache()) as folder:
         draft = Path(folder) / "draft"

