@@ -14,6 +14,7 @@ from utils.costs.prices import (
     UnknownPrice,
     answer_cost,
     break_even,
+    cached_call_cost,
     call_cost,
     cpu_hour,
     load_prices,
@@ -33,18 +34,22 @@ def test_prices_as_the_sources_state_them(prices):
     assert stated == {
         "claude-haiku-5.5": (0.10, 0.01, 0.50),
         "claude-sonnet-5.5": (2, 0.05 * 2, 10),
-        "claude-opus-5.5": (4, None, 20),
+        "claude-opus-5.5": (4, 0.05 * 4, 20),
         "gpt-6-luna": (0.10, 0.01, 0.50),
         "gpt-6-sol": (2, 0.20, 10),
     }
     assert {m.batch_discount for m in prices.models.values()} == {0.5}
+    for model in prices.models.values():  # writing costs a quarter more, an hour twice
+        for write in model.cache.writes:
+            times = 2 if write.minutes == 60 else 1.25
+            assert write.usd == pytest.approx(times * model.input)
     assert prices.gpu("H100").price == 3.95
     assert prices.compute["cpu_core_second"].unit == "usd_per_core_second"
     assert len(prices.models) + len(prices.compute) == 15
 
 
 def test_unknown_names_are_refused_with_what_to_do(prices):
-    with pytest.raises(UnknownPrice, match=r"'H1OO'; known: .*L40S.*source and date"):
+    with pytest.raises(UnknownPrice, match=r"'H1OO'; known: .*L40S.*source, address"):
         prices.gpu("H1OO")
     with pytest.raises(UnknownPrice):
         prices.gpu("cpu_core_second")  # a second of a core is no GPU
@@ -60,7 +65,14 @@ def test_stale_names_prices_older_than_ninety_days(prices):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("source", " "), ("date", "2026-09"), ("input", -0.1), ("batch_discount", 50)],
+    [
+        ("source", " "),
+        ("url", "the vendor's page"),
+        ("date", "2026-09"),
+        ("input", -0.1),
+        ("batch_discount", 50),
+        ("cache", {"minimum": 1024}),
+    ],
 )
 def test_a_bad_entry_is_named(tmp_path, field, value):
     raw = json.loads(PRICE_FILE.read_text(encoding="utf-8"))
@@ -78,11 +90,30 @@ def test_cost_of_a_call_by_hand(prices):
     # 100 x 0.10 + 900 x 0.01 + 200 x 0.50 = 119
     assert call_cost(haiku, 1000, 200, cached_tokens=900) == pytest.approx(0.000119)
     assert call_cost(haiku, 1000, 200, 900, batch=True) == pytest.approx(0.0000595)
-    opus = prices.model("claude-opus-5.5")  # no cached price: as plain input
+    opus = prices.model("claude-opus-5.5").model_copy(update={"cached_input": None})
     assert call_cost(opus, 1000, 0, cached_tokens=1000) == pytest.approx(0.004)
     sol = prices.model("gpt-6-sol")
     usd = call_cost(sol, np.array([1000, 500]), [100, 0], cached_tokens=[0, 500])
     assert usd == pytest.approx([0.003, 0.0001])
+
+
+def test_cost_of_a_cached_call_by_hand(prices):
+    sonnet = prices.model("claude-sonnet-5.5")
+    # All found: 900 x 0.10 + 100 x 2 + 10 x 10 = 390 USD a million.
+    call = (sonnet, 1000, 10, 900, 5)
+    assert cached_call_cost(*call, misses=0) == pytest.approx(0.000390)
+    # All written: 900 x 2.50 + 100 x 2 + 10 x 10 = 2,550; plain it is 2,100.
+    assert cached_call_cost(*call, misses=1) == pytest.approx(0.002550)
+    assert cached_call_cost(*call, misses=0.25) == pytest.approx(0.000930)
+    short = cached_call_cost(sonnet, [1000, 600], 10, 511, 5, misses=0)
+    assert short == pytest.approx([0.0021, 0.0013])  # below the minimum: plain
+    with pytest.raises(UnknownPrice, match="of 30 minutes; known: 5, 60"):
+        cached_call_cost(sonnet, 1000, 10, 900, 30, 0)
+    with pytest.raises(UnknownPrice, match="known: none"):
+        unknown = sonnet.model_copy(update={"cache": None})
+        cached_call_cost(unknown, 1000, 10, 900, 5, 0)
+    with pytest.raises(ValueError, match="a share"):
+        cached_call_cost(*call, misses=61)
 
 
 def test_cost_per_correct_carries_the_interval():

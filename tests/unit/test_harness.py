@@ -14,7 +14,7 @@ from utils import tidewater
 from utils.evals import harness
 from utils.evals.harness import ApiModel, Assistant, RecordedModel, live_model
 from utils.evals.types import ModelError, Reply
-from utils.logs import record, traces
+from utils.logs import traces
 
 SQL = "Counting.\n```sql\nSELECT COUNT(*) FROM tickets;\n```"
 BROKEN = "```sql\nSELECT total FROM nowhere\n```"
@@ -65,9 +65,9 @@ def test_a_retry_shows_the_model_its_error(chat_server, tool):
         (429, "rate_limit"),
         (500, "overloaded"),
         (10.0, "timeout"),
-        ("", "no_query"),
-        (completion(None), "no_query"),
-        ("```python\nprint()\n```", "no_query"),
+        ("", "no_answer"),
+        (completion(None), "no_answer"),
+        ("```python\nprint()\n```", "no_answer"),
         (completion("```sql\nSELECT 1", finish_reason="length"), "truncated"),
         (b"<html>502</html>", "model_error"),
         ({"choices": []}, "model_error"),
@@ -118,16 +118,6 @@ def test_live_model_needs_both_a_key_and_a_model(chat_server, monkeypatch):
     assert live_model() is None  # MODEL alone may be meant for something else
 
 
-def test_a_model_can_pose_as_an_openai_client(tmp_path):
-    client = record.as_client(lambda messages: Reply(f"to {messages[-1]}", 5, 2))
-    client = record.record(client, tmp_path / "log.jsonl", user_id="u")
-    asked = [{"role": "user", "content": "hi"}]
-    response = client.chat.completions.create(model="m", messages=asked)
-    assert response.choices[0].message.content == f"to {asked[-1]}"
-    (trace,), _ = traces.read(tmp_path / "log.jsonl")
-    assert (trace.question, trace.tokens, trace.user_id) == ("hi", (5, 2), "u")
-
-
 def test_cached_tokens_and_missing_usage_are_kept_as_told(chat_server, tool):
     told = completion(SQL, prompt_tokens_details={"cached_tokens": 8})
     chat_server.script = [told, completion(SQL) | {"usage": None}]
@@ -149,7 +139,7 @@ def test_a_model_that_breaks_or_returns_nonsense_loses_nothing(tool):
 @pytest.mark.parametrize(
     ("extract", "run", "status"),
     [
-        (lambda reply: json.loads("{"), None, "no_query"),
+        (lambda reply: json.loads("{"), None, "no_answer"),
         (lambda reply: {}, lambda call: 1 / 0, "tool_error"),
         (lambda reply: {}, lambda call: {"rows": [[float("inf")]]}, "tool_error"),
         (lambda reply: {}, lambda call: {"error": None, "rows": [[b"x"]]}, "answered"),
@@ -193,6 +183,33 @@ def test_ask_all_keeps_order(chat_server, tool):
     questions = [f"question {i}" for i in range(12)]
     answered = Assistant(api(chat_server), "p", tool).ask_all(questions, workers=4)
     assert [trace.question for trace in answered] == questions
+
+
+def test_paid_replies_are_logged_resumed_and_replayed(chat_server, tool, tmp_path):
+    log, questions = tmp_path / "live" / "log.jsonl", ["a", "b", "a", "c"]
+    chat_server.script = [SQL, 500, "small talk", BROKEN, SQL]
+    assistant = Assistant(api(chat_server), "p", tool, "v1")
+    first = assistant.ask_all(questions, workers=1, log=log)
+    told = ["answered", "overloaded", "no_answer", "answered"]
+    assert [trace.status for trace in first] == told
+    again = assistant.ask_all([*questions, "d"], workers=1, log=log)
+    assert [*again[:1], *again[2:4]] == [*first[:1], *first[2:]]
+    assert (
+        len(chat_server.requests) == 5 + 2
+    )  # the one without a reply, and the new one
+    for other in [("another prompt", "m"), ("p", "n")]:
+        changed = Assistant(api(chat_server, model=other[1]), other[0], tool, "v1")
+        changed.ask_all("a", log=log)
+    assert len(chat_server.requests) == 5 + 2 + 2
+
+    model = RecordedModel.from_log(log, "p", "m")
+    replayed = Assistant(model, "p", tool, "v1").ask_all("abcd")
+    assert [trace.status for trace in replayed] == ["answered"] * 4
+    kept = [[(t.reply, t.tokens, len(t.spans)) for t in ts] for ts in (replayed, again)]
+    assert kept[0] == [kept[1][i] for i in (0, 1, 3, 4)] and replayed[0].seconds
+    for prompt, why in [("p", "m, n"), ("never", "none")]:
+        with pytest.raises(ValueError, match=why):
+            RecordedModel.from_log(log, prompt)
 
 
 def test_ctrl_c_asks_no_more(tool):

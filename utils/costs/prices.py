@@ -1,7 +1,7 @@
 """What a call and a correct answer cost, from a price file that says how old it is.
 
-Prices rot, so `data/prices.json` gives each one a source and a day. Nothing here has
-a default price: a model or a GPU that the file lacks is an error.
+Prices rot, so `data/prices.json` gives each one a source, an address and a day. Nothing
+here has a default price: a model or a GPU that the file lacks is an error.
 """
 
 import datetime as dt
@@ -24,10 +24,25 @@ class UnknownPrice(LookupError):  # noqa: N818 - reads better than UnknownPriceE
 
 
 class Price(BaseModel, frozen=True, strict=True):
-    """What every price has: where it was read, and on which day."""
+    """What every price has: where it was read, at which address, and on which day."""
 
     source: str = Field(pattern=r"\S")
+    url: str = Field(pattern=r"^https?://\S+$")
     date: dt.date
+
+
+class CacheWrite(BaseModel, frozen=True, strict=True):
+    """USD per million tokens to cache a prefix that lives `minutes` after each use."""
+
+    minutes: float = Field(gt=0)
+    usd: Usd
+
+
+class Cache(Price):
+    """A vendor's prompt cache: it keeps no prefix shorter than `minimum` tokens."""
+
+    minimum: int = Field(ge=0)
+    writes: list[CacheWrite]
 
 
 class TokenPrice(Price):
@@ -37,6 +52,7 @@ class TokenPrice(Price):
     cached_input: Usd | None  # None, written out: no cached price is known
     output: Usd
     batch_discount: float = Field(ge=0, le=1)
+    cache: Cache | None = None  # None: not known
 
 
 class ComputePrice(Price):
@@ -99,6 +115,36 @@ def call_cost(
     usd = (total - cached) * price.input + cached * cached_price + out * price.output
     usd = usd * (1 - price.batch_discount if batch else 1) / 1e6
     return float(usd) if np.ndim(usd) == 0 else usd
+
+
+def cached_call_cost(
+    price: TokenPrice,
+    input_tokens: ArrayLike,
+    output_tokens: ArrayLike,
+    prefix: int,
+    minutes: float,
+    misses: float,
+) -> float | np.ndarray:
+    """USD of a call, or of each, whose first `prefix` tokens may be in the cache.
+
+    The cache keeps them for `minutes`. A share `misses` of the calls comes too late and
+    writes them again; the others read them. A prefix below the vendor's minimum is not
+    cached. Raises UnknownPrice where the file has no such cache, and ValueError for
+    misses that are no share.
+    """
+    if not 0 <= misses <= 1:
+        raise ValueError(f"misses is a share from 0 to 1, not {misses}")
+    writes = {one.minutes: one.usd for one in price.cache.writes} if price.cache else {}
+    if minutes not in writes or price.cached_input is None:
+        known = ", ".join(f"{each:g}" for each in writes) or "none"
+        raise UnknownPrice(
+            f"no price for a cache of {minutes:g} minutes; known: {known}. Add it to "
+            "data/prices.json with its source, address and date."
+        )
+    if prefix < price.cache.minimum:
+        return call_cost(price, input_tokens, output_tokens)
+    read = call_cost(price, input_tokens, output_tokens, prefix)
+    return read + misses * prefix * (writes[minutes] - price.cached_input) / 1e6
 
 
 def per_correct(cost_per_call: float, right: Any) -> tuple[float, float, float]:
@@ -174,6 +220,6 @@ def _find(table: dict[str, Any], name: str, what: str) -> Any:
     if name not in table:
         raise UnknownPrice(
             f"no price for {what} {name!r}; known: {', '.join(sorted(table))}. "
-            "Add it to data/prices.json with its source and date."
+            "Add it to data/prices.json with its source, address and date."
         )
     return table[name]

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,9 +23,10 @@ from utils.logs.traces import Trace
 # What `Trace.status` can be: few names, as OpenTelemetry asks of its `error.type`. The
 # span's `error.message` has the details.
 STATUSES = {
-    "answered": "the model's tool call ran",
+    "answered": "a reply came, and its tool call, if there was one, ran",
     "tool_error": "the tool call failed, and so did the retries if there were any",
-    "no_query": "the reply holds no tool call that can be read (small talk, a refusal)",
+    "no_answer": "the reply holds no answer that the product can read, or none",
+    "no_reply": "nothing came back, not even a word",
     "truncated": "the reply was cut at the token limit before its tool call ended",
     "timeout": "no answer within the time limit, retries included",
     "rate_limit": "the server asked to slow down (429), and retries did not help",
@@ -41,7 +43,9 @@ SDK_ERRORS = {
     "APIConnectionError": "unreachable",
 }
 # Statuses that say nothing about the model's quality: no reply came at all.
-NO_REPLY = frozenset(STATUSES) - {"answered", "tool_error", "no_query", "truncated"}
+NO_REPLY = frozenset(STATUSES) - {"answered", "tool_error", "no_answer", "truncated"}
+# Beside the version, which a person gives: the text may change under one version.
+PROMPT_DIGEST = "prompt.sha256"
 
 
 @dataclass
@@ -81,12 +85,18 @@ class Assistant:
         return trace
 
     def ask_all(
-        self, questions: Iterable[str], workers: int = 8, progress: str | None = None
+        self,
+        questions: Iterable[str],
+        workers: int = 8,
+        progress: str | None = None,
+        log: str | Path | None = None,
     ) -> list[Trace]:
         """Answer many questions, `workers` at a time; traces in the given order.
 
         `progress` labels a progress bar. Ctrl-C waits for the questions under way and
-        asks no more.
+        asks no more. `log` is a JSONL file that keeps each trace as it comes; a
+        question that has a reply there, from this model under this prompt, is not asked
+        again. `RecordedModel.from_log` replays such a file.
         """
         from tqdm import tqdm
 
@@ -94,16 +104,33 @@ class Assistant:
             warnings.simplefilter("ignore")  # on missing widgets, which nobody needs
             from tqdm.contrib.concurrent import thread_map
 
+        questions = list(questions)
+        known = _replied(log, self.prompt, self.model_name) if log else {}
+        # A question that is asked twice takes two traces of the log.
+        done = [known[q].pop(0) if known.get(q) else None for q in questions]
+
+        def ask(question: str, trace: Trace | None) -> Trace:
+            if trace is None:
+                trace = self.ask(question)
+                if log:
+                    traces.append(log, trace)
+            return trace
+
         bar = {"desc": progress, "disable": progress is None, "leave": False}
         bar |= {"tqdm_class": tqdm, "delay": 1.0}
-        return thread_map(self.ask, list(questions), max_workers=workers, **bar)
+        return thread_map(ask, questions, done, max_workers=workers, **bar)
+
+    @property
+    def model_name(self) -> str:
+        """The model's own name, under which its traces are kept."""
+        return getattr(self.model, "name", "model")
 
     def _call_model(
         self, trace: Trace, messages: Messages
     ) -> tuple[str, dict[str, Any] | None]:
         """Add the model's span to the trace; return its text and its tool call."""
         started = time.perf_counter()
-        reply, arguments, status, why = Reply(""), None, None, None
+        reply, arguments, status, why = None, None, None, None
         try:
             answer = self.model(messages)
             arguments, status, why = self._read_call(answer.text, answer.finish_reason)
@@ -112,15 +139,16 @@ class Assistant:
             status, why = error.status, str(error)
         except Exception as error:
             status, why = "model_error", f"{type(error).__name__}: {error}"
-        # A recording has no latency of its own; a failed call has the time it took.
-        seconds = time.perf_counter() - started if status else reply.seconds
-        name = getattr(self.model, "name", "model")
-        digest = hashlib.sha256(self.prompt.encode()).hexdigest()
+        ends = [reply.finish_reason] if reply else None
+        if reply is None:  # a failed call has the time that it took, a recording none
+            reply = Reply("", seconds=time.perf_counter() - started)
+        name, digest = self.model_name, _digest(self.prompt)
         message = {"role": "assistant", "content": reply.text}
         attributes = {
             "gen_ai.operation.name": "chat",
             "gen_ai.request.model": name,
-            "gen_ai.prompt.version": self.prompt_version or digest[:12],
+            "gen_ai.prompt.version": self.prompt_version or digest,
+            PROMPT_DIGEST: digest,
             "gen_ai.input.messages": messages[1:],
             "gen_ai.output.messages": [message] if reply.text.strip() else [],
             "error.type": status,
@@ -129,9 +157,11 @@ class Assistant:
             "gen_ai.usage.input_tokens": reply.input_tokens,
             "gen_ai.usage.output_tokens": reply.output_tokens,
             "gen_ai.usage.cache_read.input_tokens": reply.cached_tokens,
-            "gen_ai.response.finish_reasons": None if status else [reply.finish_reason],
+            "gen_ai.response.finish_reasons": ends,
         }
-        trace.spans.append(traces.span("llm", f"chat {name}", attributes, seconds))
+        trace.spans.append(
+            traces.span("llm", f"chat {name}", attributes, reply.seconds)
+        )
         return reply.text, arguments
 
     def _read_call(
@@ -141,9 +171,11 @@ class Assistant:
         try:
             arguments = self.tool.extract(text)
         except Exception as error:  # a call that cannot be read is the model's fault
-            return None, "no_query", f"{type(error).__name__}: {error}"
+            return None, "no_answer", f"{type(error).__name__}: {error}"
         if arguments is None and finish_reason == "length":
             return None, "truncated", "the reply hit the token limit; raise max_tokens"
+        if arguments is None:
+            return None, "no_answer", "the product finds no call in the reply"
         return arguments, None, None
 
     def _call_tool(self, trace: Trace, arguments: dict[str, Any]) -> str | None:
@@ -230,7 +262,11 @@ class ApiModel:
 
 @dataclass
 class RecordedModel:
-    """Replays replies that a model once gave to these questions under this prompt."""
+    """Replays replies that a model once gave to these questions under this prompt.
+
+    The key of a reply to a retry is the question, the first reply and the retry's
+    message, a line break between them.
+    """
 
     replies: Mapping[str, Reply]
     prompt: str
@@ -238,16 +274,63 @@ class RecordedModel:
 
     def __call__(self, messages: Messages) -> Reply:
         """Return the recorded reply. Raises ModelError with status not_recorded."""
+        asked = "\n".join(message["content"] for message in messages[1:])
         if messages[0]["content"] != self.prompt:
             why = "these replies were recorded under another system prompt"
+        elif asked in self.replies:
+            return self.replies[asked]
         elif len(messages) > 2:
             why = "no retry was recorded"
-        elif messages[-1]["content"] in self.replies:
-            return self.replies[messages[-1]["content"]]
         else:
             why = "no reply to this question was recorded"
         hint = "set OPENAI_API_KEY and MODEL to ask a live model"
         raise ModelError("not_recorded", f"{why}; {hint}")
+
+    @classmethod
+    def from_log(
+        cls, path: str | Path, prompt: str, model: str | None = None
+    ) -> "RecordedModel":
+        """Replay what `Assistant.ask_all` logged under this prompt, retries included.
+
+        Of several replies to a question the first is taken. ValueError if there is
+        none, or if there are several models' and `model` does not name one.
+        """
+        found = [t for ts in _replied(path, prompt, model).values() for t in ts]
+        names = sorted({t.calls("llm")[0]["gen_ai.request.model"] for t in found})
+        if len(names) != 1:
+            why = f"several models', name one: {', '.join(names)}" if names else "none"
+            raise ValueError(f"{path}: replies under this prompt: {why}")
+        replies: dict[str, Reply] = {}
+        for span in (s for t in found for s in t.spans if s["kind"] == "llm"):
+            call = span["attributes"]
+            asked = "\n".join(m["content"] for m in call[traces.INPUT])
+            reply = Reply(
+                text="".join(m["content"] for m in call.get(traces.OUTPUT) or []),
+                input_tokens=call.get(traces.TOKENS[0]),
+                output_tokens=call.get(traces.TOKENS[1]),
+                seconds=span.get("seconds"),
+                model=call.get("gen_ai.response.model", ""),
+                cached_tokens=call.get("gen_ai.usage.cache_read.input_tokens"),
+                finish_reason=call.get("gen_ai.response.finish_reasons", ["stop"])[0],
+            )
+            replies.setdefault(asked, reply)
+        return cls(replies, prompt, names[0])
+
+
+def _digest(prompt: str) -> str:
+    return hashlib.sha256(prompt.encode()).hexdigest()[:12]
+
+
+def _replied(log: str | Path, prompt: str, model: str | None) -> dict[str, list[Trace]]:
+    """Read a log's traces by question: those with a reply, of this prompt and model."""
+    known: dict[str, list[Trace]] = {}
+    for trace in traces.read(log)[0] if Path(log).exists() else []:
+        call = trace.calls("llm")[0]
+        same = call.get(PROMPT_DIGEST) == _digest(prompt)
+        same = same and model in (None, call.get("gen_ai.request.model"))
+        if same and trace.status not in NO_REPLY:
+            known.setdefault(trace.question, []).append(trace)
+    return known
 
 
 def live_model() -> ApiModel | None:

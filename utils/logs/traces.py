@@ -13,7 +13,8 @@ import os
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -24,7 +25,8 @@ from utils.logs.importers import ARGUMENTS, INPUT, OUTPUT, RESULT, TOKENS
 from utils.logs.importers import span as span
 
 VERDICTS = ("approved", "corrected", "thumbs_up", "thumbs_down")
-FORMATS = ("auto", "course", "openai", "anthropic", "otel")
+FORMATS = importers.NAMES
+_CUT = {"length", "maxtokens", "maxoutputtokens", "modellength", "maxlength"}
 
 
 class _Checked(BaseModel):
@@ -110,17 +112,31 @@ class Trace(_Checked):
 
     @property
     def status(self) -> str:
-        """The last model call's `error.type`, or no_query, tool_error or answered."""
-        error = self.calls("llm")[-1].get("error.type")
-        if error:
-            return error
-        if not any(span["kind"] == "tool" for span in self.spans):
-            return "no_query"
-        return "tool_error" if (self.result or {}).get("error") else "answered"
+        """What came of it, in one word.
+
+        The last model call's `error.type`; "truncated" for a reply cut at the limit
+        of tokens, unless a tool ran on it; "tool_error"; "answered" if a tool was
+        called or the reply has text; "no_reply".
+        """
+        last = self.calls("llm")[-1]
+        if last.get("error.type"):
+            return last["error.type"]
+        ends = last.get("gen_ai.response.finish_reasons") or []
+        cut = {str(end).lower().replace("_", "") for end in ends} & _CUT
+        after = self.spans[-1]["attributes"] if self.spans else {}
+        if cut and RESULT not in after:
+            return "truncated"
+        if (self.result or {}).get("error"):
+            return "tool_error"
+        called = any(span["kind"] == "tool" for span in self.spans)
+        return "answered" if called or self.reply.strip() else "no_reply"
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """Tokens in and out over all model calls; a count not recorded adds 0."""
+        """Tokens in and out over all model calls; a count not recorded adds 0.
+
+        The input holds what came from a cache, too, whoever the vendor is.
+        """
         return tuple(sum(a.get(k) or 0 for a in self.calls("llm")) for k in TOKENS)
 
     @property
@@ -154,6 +170,10 @@ class SkippedLines(UserWarning):
     """Lines of a log could not be used; the message says which and why."""
 
 
+class SkippedKeys(UserWarning):
+    """Keys of a foreign log are not used; the message names them."""
+
+
 class BadLine(NamedTuple):
     """A skipped line: its number from 1, the reason, its first 80 characters."""
 
@@ -178,79 +198,219 @@ def read(path: str | Path) -> tuple[list[Trace], list[BadLine]]:
 
 
 def load(path: str | Path, format: str = "auto") -> tuple[list[Trace], list[BadLine]]:
-    """Read a log as `read` does: JSON lines, one JSON list, or one OTLP document.
+    """Read a log as `read` does: JSON lines, a list, a document or a table (CSV).
 
-    `format` is one of `FORMATS`; "auto" looks at each record. What a record should
-    hold, `importers` says.
+    `format` is one of `FORMATS`; "auto" looks at each record. What is read, and how,
+    `importers` says. Faults of a line or span, keys that are not used, counts that
+    contradict each other and a file without a trace are told in warnings.
     """
     if format not in FORMATS:
         raise ValueError(f"format should be one of {FORMATS}, not {format!r}")
-    lines, bad, notes, exported = _lines(path), [], [], []
-    traces: dict[str, Trace] = {}
-
-    def skip(number: int, reason: str) -> None:
-        start = lines[number - 1][:80].decode(errors="replace")
-        bad.append(BadLine(number, reason, start))
-
+    try:
+        lines, kind = importers.records(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    found = _Found(lines)
     for number, line in enumerate(lines, 1):
-        if not line.strip():
+        if isinstance(line, bytes) and not line.strip():
             continue
         try:
-            record = json.loads(line.decode())
-            if not isinstance(record, dict):
-                raise ValueError("the line should be a JSON object")
-            kind = importers.guess(record) if format == "auto" else format
-            if set(record) == {"trace_id", "feedback"}:
-                note = Trace.from_dict(record | {"time": "", "spans": []})
-                if note.verdict is None:
-                    raise ValueError("feedback.verdict: Field required")
-                notes.append((number, note))
-            elif kind == "otel":
-                for d in importers.otel(record):  # raises here, where the line is known
-                    Trace.from_dict(d)
-                exported += record["resourceSpans"]
-            else:
-                make = {"openai": importers.openai, "anthropic": importers.anthropic}
-                trace = Trace.from_dict(make[kind](record) if kind in make else record)
-                if trace.trace_id in traces:
-                    raise ValueError(f"trace_id {trace.trace_id} came before")
-                traces[trace.trace_id] = trace
+            record = json.loads(line.decode()) if isinstance(line, bytes) else line
+            for one in importers.opened(record) if format == "auto" else [record]:
+                found.add(one, number, format)
         except Exception as error:  # a stranger's log may hold anything: read on
-            skip(number, str(error) if isinstance(error, ValueError) else repr(error))
-    # The spans of one trace may lie in several exports.
-    for d in importers.otel({"resourceSpans": exported}):
-        traces[d["trace_id"]] = Trace.from_dict(d)
+            found.skip(number, error)
+    found.assemble()
+    for message, category in found.told(kind):
+        warnings.warn(f"{path}: {message}", category, stacklevel=2)
+    return list(found.traces.values()), found.bad
 
-    # Feedback names a trace, or the response of one of its model calls.
-    calls = [(call, t) for t in traces.values() for call in t.calls("llm") if call]
-    by_id = {str(call.get("gen_ai.response.id")): t for call, t in calls} | traces
-    for number, note in notes:
-        if note.trace_id in by_id:
-            by_id[note.trace_id].feedback = note.feedback
+
+class _Found:
+    """What `load` has found so far in a file's lines."""
+
+    def __init__(self, lines: list) -> None:
+        self.lines, self.bad, self.notes = lines, [], []
+        self.traces: dict[str, Trace] = {}
+        self.calls: list[importers.Call] = []
+        self.export = importers.Export()
+
+    def skip(self, number: int, error: Exception | str) -> None:
+        line = self.lines[number - 1]
+        text = line if isinstance(line, bytes) else json.dumps(line).encode()
+        plain = isinstance(error, ValueError | str)
+        reason = str(error) if plain else f"a value is not as expected: {error!r}"
+        if isinstance(error, UnicodeDecodeError):
+            reason += "; save the file as UTF-8"
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"no JSON: {reason}"
+        self.bad.append(BadLine(number, reason, text[:80].decode(errors="replace")))
+
+    def add(self, record: dict, number: int, format: str) -> None:
+        if not isinstance(record, dict):
+            raise ValueError("the line should be a JSON object")
+        if set(record) == {"trace_id", "feedback"}:
+            note = Trace.from_dict(record | {"time": "", "spans": []})
+            if note.verdict is None:
+                raise ValueError("feedback.verdict: Field required")
+            self.notes.append((number, note))
+            return
+        name = importers.guess(record) if format == "auto" else format
+        if name == "course":
+            self._keep(Trace.from_dict(record))
+        elif name in ("otel", "phoenix"):
+            self.export.add(record, number)
         else:
-            skip(number, f"feedback on trace {note.trace_id}, which is not here")
+            for call in importers.calls(record, name or ""):
+                call.line = call.line or number
+                self.calls.append(call)
 
-    silent = sum(INPUT not in call for call, _ in calls)
-    if silent:
-        message = f"{path}: {silent} model calls have no messages; was capture off?"
-        warnings.warn(message, UserWarning, stacklevel=2)
-    bad.sort()
-    if bad:
-        named = "; ".join(f"line {b.number}: {b.reason}" for b in bad[:5])
-        message = f"{path}: {len(bad)} of {len(lines)} lines skipped: {named}"
-        warnings.warn(message + "; ..." * (len(bad) > 5), SkippedLines, stacklevel=2)
-    return list(traces.values()), bad
+    def _keep(self, trace: Trace) -> None:
+        if trace.trace_id in self.traces:
+            raise ValueError(f"trace_id {trace.trace_id} came before")
+        self.traces[trace.trace_id] = trace
+
+    def assemble(self) -> None:
+        """Make traces of the calls, and attach feedback to traces."""
+        seen: dict[tuple[str, str], importers.Call] = {}
+        ids: set[str] = set()
+        spans = self.export.calls()
+        for number, fault in self.export.faults:
+            self.skip(number, fault)
+        for call in [*self.calls, *spans]:
+            if (call.trace_id, call.span_id) in seen:
+                self.skip(call.line, f"trace_id {call.trace_id} came before")
+                continue
+            if call.alone and call.trace_id in ids:
+                call.trace_id += f"-{call.line}"  # another row of the same id
+            ids.add(call.trace_id)
+            seen[call.trace_id, call.span_id] = call
+        self.calls = list(seen.values())
+        for group in importers.groups_of(self.calls):
+            try:
+                self._keep(Trace.from_dict(importers.trace_of(group)))
+            except Exception as error:  # costs this trace only
+                self.skip(group[0].line, error)
+        by_id = _by_id(self.traces.values())
+        for number, note in self.notes:
+            if note.trace_id in by_id:
+                by_id[note.trace_id].feedback = note.feedback
+            else:
+                self.skip(number, f"feedback on trace {note.trace_id}, not here")
+        self.bad.sort()
+
+    def told(self, kind: str) -> Iterator[tuple[str, type[Warning]]]:
+        """Say what a reader should know of the file."""
+        traces = self.traces.values()
+        models = [call for trace in traces for call in trace.calls("llm") if call]
+        if silent := sum(INPUT not in call for call in models):
+            message = f"{silent} model calls have no messages; was capture off?"
+            yield message, UserWarning
+        late = sum(not trace.time for trace in traces) if self.calls else 0
+        if late:
+            yield f"{late} of {len(traces)} traces have no time", UserWarning
+        unused = Counter(key for call in self.calls for key in call.unused)
+        if unused:
+            named = ", ".join(list(unused)[:15]) + ", ..." * (len(unused) > 15)
+            what = "CSV columns" if kind == "CSV" else "keys"
+            yield f"{what} not used: {named}", SkippedKeys
+        odd = [f"line {c.line}: {note}" for c in self.calls for note in c.notes]
+        if odd:
+            named = "; ".join(odd[:5]) + "; ..." * (len(odd) > 5)
+            yield f"token counts contradict each other: {named}", UserWarning
+        if self.bad:
+            yield self._skipped(kind), SkippedLines
+        elif not self.traces and (self.lines or kind != "lines"):
+            yield self._nothing(), SkippedLines
+
+    def _skipped(self, kind: str) -> str:
+        """Name what was skipped, each reason once."""
+        spans = sum(bad.reason.startswith("span ") for bad in self.bad)
+        counts = [f"{len(self.bad) - spans} of {len(self.lines)} lines"]
+        counts += [f"{spans} spans"] if spans else []
+        reasons: dict[str, list[int]] = {}
+        for bad in self.bad:
+            reasons.setdefault(bad.reason, []).append(bad.number)
+        named = []
+        for reason, numbers in list(reasons.items())[:5]:
+            more = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
+            named.append(f"line {numbers[0]}{more}: {reason}")
+        named += ["..."] if len(reasons) > 5 else []
+        if not self.traces or any("(keys: " in one for one in named):
+            named.append(importers.KNOWN)
+        if kind == "CSV" and not self.traces:
+            named.append("for a table of labels there is traces.labels")
+        return f"{' and '.join(counts)} skipped: {'; '.join(named)}"
+
+    def _nothing(self) -> str:
+        names = sorted({call.name for call in self.calls if call.name})
+        if self.calls:
+            return (
+                f"no trace: {len(self.calls)} spans, none a model call; "
+                f"their operation names are {', '.join(names[:12])}"
+            )
+        return f"no trace: the file holds no span and no record; {importers.KNOWN}"
 
 
-def _lines(path: str | Path) -> list[bytes]:
-    """Split a file into lines, a JSON list into items; one document is one line."""
-    data = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")
-    try:
-        whole = json.loads(data)
-    except (ValueError, RecursionError):
-        return data.splitlines()
-    items = whole if isinstance(whole, list) else [whole]
-    return [json.dumps(item).encode() for item in items]
+def _by_id(traces: Iterable[Trace]) -> dict[str, Trace]:
+    """Find a trace by its id, or by that of the response of one of its model calls."""
+    traces = list(traces)
+    calls = [(call, t) for t in traces for call in t.calls("llm")]
+    found = {str(call.get("gen_ai.response.id")): t for call, t in calls}
+    return found | {trace.trace_id: trace for trace in traces}
+
+
+def labels(
+    found: Iterable[Trace],
+    path: str | Path,
+    id: str = "request_id",
+    answer: str | Iterable[str] | None = None,
+    verdict: str | Callable[[Trace, dict], str] | None = None,
+    source: str = "analyst",
+) -> tuple[int, list[str]]:
+    """Attach the labels of a table or JSON lines to traces, as feedback.
+
+    `id` names the column with the trace's id or its response's. `answer` names the
+    column of the right answer, or several: then feedback's answer is a dictionary.
+    `verdict` names a column, or is a function of trace and row; without one it is
+    "corrected". A verdict should be one of `VERDICTS`. Returns how many were attached
+    and the ids that no trace has, which a warning tells, too.
+    """
+    by_id, unknown, done = _by_id(found), [], 0
+    several = None if answer is None or isinstance(answer, str) else list(answer)
+    wanted = [id, *(several or [answer] if answer else [])]
+    wanted += [verdict] if isinstance(verdict, str) else []
+    rows, _ = importers.records(Path(path).read_bytes())
+    for number, row in enumerate(rows, 1):
+        row = json.loads(row) if isinstance(row, bytes) and row.strip() else row
+        if not row:
+            continue
+        if missing := [name for name in wanted if name not in row]:
+            raise ValueError(
+                f"{path}: row {number} has no {missing[0]!r}, only {', '.join(row)}"
+            )
+        trace = by_id.get(str(row[id]))
+        if trace is None:
+            unknown.append(str(row[id]))
+            continue
+        said = verdict(trace, row) if callable(verdict) else row.get(verdict)
+        said = "corrected" if verdict is None else said
+        if said not in VERDICTS:
+            raise ValueError(
+                f"{path}: row {number}: verdict should be one of {VERDICTS}, "
+                f"not {said!r}; pass a function that gives one"
+            )
+        note = {"source": source, "verdict": said}
+        if answer:
+            right = {name: row[name] for name in several} if several else row[answer]
+            note["answer"] = right
+        trace.feedback = note
+        done += 1
+    if unknown:
+        named = ", ".join(unknown[:5]) + ", ..." * (len(unknown) > 5)
+        message = f"{path}: {len(unknown)} labels are of no trace here: {named}"
+        warnings.warn(message, SkippedLines, stacklevel=2)
+    return done, unknown
 
 
 def write(path: str | Path, traces: Iterable[Trace]) -> None:
