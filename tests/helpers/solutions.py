@@ -1,6 +1,7 @@
 """A worked answer to every exercise. They are answers, so try the exercise first."""
 
 import itertools
+import json
 import math
 import re
 
@@ -27,21 +28,32 @@ LATE = (
     "AND promised_date LIKE '2026-05-%' GROUP BY region"
 )
 
+
+def queue_of(reply: str) -> str:
+    try:
+        found = json.loads(reply[reply.index("{") : reply.rindex("}") + 1])
+    except ValueError:
+        return ""
+    return found["queue"]
+
+
 SOLUTIONS = {
-    "00.1": 30,
-    "00.2": 120,
-    "00.3": "no-go",
+    "00.1": lambda bill, seats, share, own: max(share * seats, own) / bill,
+    "00.2": ["switch", "go", "collect", "measure", "stay"],
+    "00.3": 388,
     "01.1": 1308,
     "01.2": lambda text: re.sub(r"#\d+", "[order]", text),
     "01.3": TRACE | {"spans": [TIMED_OUT]},
-    "02.1": 106,
-    "02.2": 50.0,
+    "02.1": "q1092",
+    "02.2": 0.5,
     "02.3": "SELECT 54",
-    "03.1": 9,
-    "03.2": 2900,
-    "03.3": lambda p: [
-        min(1, max((len(p) - i) * p[i] for i in range(k + 1))) for k in range(len(p))
-    ],
+    "03.1": [3, 7, 10],
+    "03.2": lambda tokens, plain, write, read, found: (
+        tokens * min(plain, found * read + (1 - found) * write)
+    ),
+    "03.3": lambda candidates, margin: min(
+        (usd, name) for name, usd, low in candidates if low >= -margin
+    )[1],
     "04.1": MARCH.replace("{end}", "2026-04-01"),
     "04.2": 8 * 10 * 10_176,
     "04.3": 137,
@@ -98,22 +110,29 @@ SOLUTIONS = {
         )
     ),
     "11.3": LATE.replace("{days}", "3"),
+    "12.1": 510,
+    "12.2": queue_of,
+    "12.3": 0.565,
 }
 
 # Answers that are almost right: the checks must tell them apart.
 NEAR_MISSES = {
-    "00.1": 33,
-    "00.2": 121,
-    "00.3": "not yet",
+    "00.1": lambda bill, seats, share, own: share * seats / bill,
+    "00.2": ["go", "go", "collect", "measure", "stay"],
+    "00.3": 194,
     "01.1": 1309,
     "01.2": lambda text: re.sub(r"#\w*", "[order]", text),
     "01.3": TRACE | {"spans": []},
-    "02.1": 105,
-    "02.2": 55.0,
+    "02.1": "q1305",
+    "02.2": 0.55,
     "02.3": "SELECT 67",
-    "03.1": 10,
-    "03.2": 2800,
-    "03.3": lambda p: [min(1, (len(p) - k) * p[k]) for k in range(len(p))],
+    "03.1": [3, 7],
+    "03.2": lambda tokens, plain, write, read, found: (
+        tokens * (found * read + (1 - found) * write)
+    ),
+    "03.3": lambda candidates, margin: min(
+        (usd, name) for name, usd, low in candidates if low > -margin
+    )[1],
     "04.1": MARCH.replace("{end}", "2026-03-31"),
     "04.2": 8 * 30 * 10_176,
     "04.3": 138,
@@ -148,4 +167,7 @@ NEAR_MISSES = {
     "11.1": 7,
     "11.2": lambda lost, rate: [2 * rate if one else 2 - 2 * rate for one in lost],
     "11.3": LATE.replace("{days}", "2"),
+    "12.1": 608,  # two separate samples, each
+    "12.2": lambda reply: json.loads(reply.strip("`json\n") or "{}").get("queue", ""),
+    "12.3": 22.6 / 120,
 }

@@ -102,8 +102,8 @@ def check_00(found, full, done):
 def check_01(found, full, done):
     kept = found["steps"].pop("kept")
     assert sum(found["steps"].values()) == kept and 1200 < kept < 1348
-    assert found["recall"]["all"][0] >= 0.95
-    assert found["precision"]["all"][0] >= 0.90
+    low, high = (found[name]["all"] for name in ("fresh", "recall"))
+    assert high[0] >= 0.95 * high[1] and low[1] == 101 and low == full["fresh"]["all"]
     clean = (done.runs / "01_clean_traces.jsonl").read_text()
     assert len(clean.splitlines()) == kept
     marked = map(json.loads, (ROOT / "data/pii.jsonl").read_text().splitlines())
@@ -118,8 +118,12 @@ def check_02(found, full, done):
     assert found["judges"]["policy"][:2] == near([83 / 91, 151 / 159])
     value, low, high = found["corrected"]["policy, corrected"]
     assert low < value < high and low < found["corrected"]["truth"][0] < high
-    assert found["leaks"] == {"logs": 0, "practice set": 0}
-    assert sum(found["taxonomy"].values()) == 120
+    assert {n for kinds in found["leaks"].values() for n in kinds.values()} == {0}
+    assert sum(found["first_mistakes"].values()) == 120 and found["my_eval"] == 10
+    assert found["right_revised"]["launch"] == 92 and found["right_on_four"] == 88
+    mutants = full["mutation"]
+    assert mutants["unnoticed on all four"] < mutants["unnoticed on all three"] < 300
+    assert sum(found["disagreements"].values()) == 16
     (bar,) = found["ladder"]
     assert [bar["low"], bar["high"]] == near([0.307, 0.425], abs=0.001)
 
@@ -262,8 +266,9 @@ def test_with_a_key_the_same_notebooks_ask_the_readers_server(execute, chat_serv
     assert execute("01_collect_logs", **live).results["asked_live"] is True
     assert len(chat_server.requests) == 2  # the assistant, and the wrapped client
     answers = execute("03_prompt_ceiling", **live).results["live"]
-    assert sum(answers["launch"]["outcomes"].values()) == 20
-    assert len(chat_server.requests) == 2 + 40
+    # 20 questions under two prompts, three times each, and once by similarity.
+    assert sum(answers["launch"]["outcomes"].values()) == 60
+    assert len(chat_server.requests) == 2 + 140
     assert {request["model"] for request in chat_server.requests} == {live["MODEL"]}
 
 

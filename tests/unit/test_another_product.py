@@ -1,79 +1,76 @@
-"""A second product goes through harness, eval and training data: tickets to JSON.
-
-It needs four things: a prompt, a tool, a grader, and cases. Nothing of Tidewater's.
-"""
+"""A third product goes through notebook 12's own cells; none of them knows of it."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
-from utils.evals import stats
-from utils.evals.harness import Assistant, RecordedModel
-from utils.evals.types import Reply
-from utils.logs import traces
-from utils.training import examples
+import pytest
+from library import write_logs
+from repository import ROOT, clone, code_of, load
 
-PROMPT = "Turn the ticket into JSON with the keys 'topic' and 'urgent'. ```json block."
-TOPICS = ("billing", "delivery")
-CASES = [
-    {"question": "You charged me twice!", "want": {"topic": "billing", "urgent": True}},
-    {"question": "Box came crushed.", "want": {"topic": "delivery", "urgent": False}},
-    {"question": "Where is my box?", "want": {"topic": "delivery", "urgent": False}},
-]
-REPLIES = {
-    "You charged me twice!": '```json\n{"topic": "billing", "urgent": true}\n```',
-    "Box came crushed.": '```json\n{"topic": "damage", "urgent": false}\n```',
-    "Where is my box?": '```json\n{"topic": "billing", "urgent": false}\n```',
-}
-REPAIRED = '```json\n{"topic": "delivery", "urgent": false}\n```'
+pytest.importorskip("torch")
+from tiny import tiny_model
+
+NOTEBOOK = "12_your_product"
 
 
-class FileTicket:
-    """The product's tool: file the ticket if its fields are valid."""
+@pytest.fixture
+def carry(tmp_path):
+    """Run the notebook in a clone, on the library's logs and a tiny model."""
+    tree, logs = clone(tmp_path / "clone"), tmp_path / "logs"
+    logs.mkdir()
 
-    name = "file_ticket"
+    def run(**how):
+        write_logs(logs, **how)
+        model = tiny_model(tmp_path / "tiny")
+        product = ROOT / "tests/helpers/library.py"
+        copy = tree / "runs/quick" / f"{NOTEBOOK}.ipynb"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        command = [
+            sys.executable,
+            "-m",
+            "papermill",
+            "--no-progress-bar",
+            "-k",
+            "python3",
+        ]
+        command += ["-p", "PRODUCT", str(product), "-p", "MODEL", model]
+        command += ["--cwd", "notebooks", f"notebooks/{NOTEBOOK}.ipynb", str(copy)]
+        settings = {"PYTHONPATH": str(tree), "LIBRARY": str(logs)}
+        settings |= {"BENEATH_CACHE": str(tmp_path / "cache")}
+        settings |= {"JUPYTER_PREFER_ENV_PATH": "1"}
+        settings = os.environ | settings
+        done = subprocess.run(
+            command, cwd=tree, env=settings, capture_output=True, text=True, timeout=900
+        )
+        outputs = [one for cell in code_of(load(copy)) for one in cell.outputs]
+        text = "".join(one.text for one in outputs if "text" in one)
+        return done, text, copy.with_suffix(".json")
 
-    def extract(self, reply):
-        found = re.search(r"```json\n(.*?)```", reply, re.DOTALL)
-        return json.loads(found[1]) if found else None
-
-    def run(self, arguments):
-        if arguments.get("topic") not in TOPICS:
-            return {"error": f"topic must be one of {TOPICS}"}
-        return {"filed": arguments, "error": None}
-
-    def repair(self, error):
-        return f"Not filed: {error}. Send the JSON again."
+    return run
 
 
-def model(messages):
-    """A recording with a retry."""
-    if len(messages) > 2:
-        return Reply(REPAIRED, 50, 12)
-    replies = {question: Reply(text, 30, 12) for question, text in REPLIES.items()}
-    return RecordedModel(replies, PROMPT)(messages)
+def test_a_readers_product_is_rehearsed_and_gets_no_number_of_ours(carry):
+    done, text, saved = carry()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "library: 80 calls" in text and "By user_id" in text
+    assert "Replayed" not in text and "rehearsal" in text and "Verdict: none" in text
+    found = json.loads(saved.read_text())["results"]
+    assert found["rehearsal"] is True and found["right"]["tuned"][3] == 4
+    assert found["steps"]["no answer"] == -8
+    train, validate, frozen = found["split"]
+    assert train > 50 and validate > 5 and frozen > 5
 
 
-def grade(case, trace):
-    """Say whether the filed fields are the wanted ones."""
-    return bool(trace.result) and trace.result.get("filed") == case["want"]
+def test_without_right_answers_it_stops_and_says_what_to_do(carry):
+    done, _, _ = carry(labelled=False)
+    assert done.returncode and "0 calls have a right answer" in done.stderr
 
 
-def test_a_second_product_fits(tmp_path):
-    assistant = Assistant(model, PROMPT, FileTicket())
-    answers = assistant.ask_all(case["question"] for case in CASES)
-
-    correct = [grade(c, t) for c, t in zip(CASES, answers, strict=True)]
-    assert correct == [True, True, False]
-    assert [t.status for t in answers] == ["answered"] * 3
-    assert [len(t.spans) for t in answers] == [2, 4, 2]  # the second was retried
-    assert stats.wilson(sum(correct), len(correct)).n == 3
-
-    log = tmp_path / "tickets.jsonl"
-    traces.write(log, answers)
-    kept, bad = traces.read(log)
-    assert len(kept) == 3 and not bad
-    correction = '```json\n{"topic": "delivery", "urgent": false}\n```'
-    wrong = next(t for t in kept if t.question == "Where is my box?")
-    example = examples.from_trace(wrong, correction, system=PROMPT)
-    assert [m["role"] for m in example["prompt"]] == ["system", "user"]
-    assert example["completion"] == [{"role": "assistant", "content": correction}]
+def test_the_finding_is_what_the_shipped_run_found():
+    first = load(ROOT / f"notebooks/{NOTEBOOK}.ipynb").cells[0].source
+    saved = json.loads((ROOT / f"data/runs/{NOTEBOOK}.json").read_text())["results"]
+    shares = [round(100 * one[0]) for one in saved["right"].values()]
+    assert re.findall(r"(\d+) %", first) == [str(share) for share in shares]

@@ -1,11 +1,19 @@
 """Repeats and contamination: hand-made pairs, then counts on the course's data."""
 
+import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from utils.logs import overlap
-from utils.logs.overlap import contamination, duplicates, near_duplicates, normalise
+from utils.logs.overlap import (
+    contamination,
+    duplicates,
+    near_duplicates,
+    normalise,
+    same_answers,
+)
 from utils.tidewater import read_jsonl
 from utils.tidewater.words import FILLERS
 
@@ -13,20 +21,16 @@ ASKED = [
     trace["spans"][0]["attributes"]["gen_ai.input.messages"][-1]["content"]
     for trace in read_jsonl("traces.jsonl")
 ]
+LINES = Path(__file__).with_name("overlap_pairs.jsonl").read_text().splitlines()
+PAIRS = [json.loads(line) for line in LINES]
 near_in_tidewater = partial(near_duplicates, fillers=FILLERS)
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("units by region, FY26", "Units by region FY26 please"),
-        ("is the refund rate in the West?", "our refund rate in the West"),
-        ("average order value in May 2025", "avergae order value in May 2025"),
-        ("FY26 Q4 sales by category", "sales by category, Q4 FY26"),
-    ],
-)
-def test_repeats_are_near_in_any_product(one, other):
-    assert near_duplicates([one, other])
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair["a"][:30])
+def test_repeats_are_found_and_other_questions_are_not(pair):
+    wider = {} if pair["same"] else {"threshold": 50, "fillers": FILLERS}
+    found = contamination([pair["a"]], [pair["b"]], **wider)
+    assert pair["same"] == bool(found.exact or found.normalised or found.near)
 
 
 def test_a_product_has_fillers_of_its_own():
@@ -34,23 +38,16 @@ def test_a_product_has_fillers_of_its_own():
     assert not near_duplicates(pair) and near_in_tidewater(pair)
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("orders by region in FY26 Q3", "orders by region in FY26 Q4"),
-        ("sales on the Coast last quarter", "sales back East last quarter"),
-        ("customers with more than 2 orders", "customers with more than 3 orders"),
-        ("late rate in the Northeast", "late rate in the Southeast"),
-        ("three lowest regions by late rate", "three slowest regions by late rate"),
-        ("sales by month, last quarter", "Riptide sales by month, last quarter"),
-        ("tickets opened in June 2026", "tickets opened in July 2026"),
-        ("how many billing tickets", "% billing tickets"),
-        ("growth from May 2025 to June 2026", "growth from June 2025 to May 2026"),
-        ("more than 2 orders in 3 months", "more than 3 orders in 2 months"),
-    ],
-)
-def test_other_questions_are_not_near(one, other):
-    assert near_in_tidewater([one, other], 50) == []
+def test_ids_that_mean_nothing_can_be_ignored():
+    train, test = ["where is #81233 of mine"], ["where is #90114 of mine"]
+    assert contamination(train, test) == contamination([], [])
+    assert contamination(train, test, ignore=r"#?\d{4,}").normalised == [(0, 0)]
+
+
+def test_equal_answers_are_paired():
+    train = [((1,), (2,)), None, frozenset({1, 2}), ((1,), (2,))]
+    test = [None, ((1,), (2,)), ((2,), (1,)), frozenset({2, 1})]
+    assert same_answers(train, test) == [(0, 1), (3, 1), (2, 3)]
 
 
 def test_a_repeat_stands_in_one_list_only():

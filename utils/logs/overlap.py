@@ -15,8 +15,9 @@ import calendar
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Hashable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from unicodedata import category
 
 import numpy as np
 from rapidfuzz import fuzz, process
@@ -28,17 +29,31 @@ FILLERS = frozenset(
     our ours please pls plz thank thanks the us we will would you your""".split()  # noqa: SIM905
 )
 _MONTHS = {name[:3].casefold() for name in calendar.month_name[1:]}
+# Behind such a word the words have a role: tea but not coffee, from Lisbon to Porto.
+_ORDERING = frozenset(
+    """not no without except excluding from to into before after than but versus vs
+    minus instead of over under until nicht ohne aber statt von nach vor sans mais
+    sauf pas avant sin pero antes hasta desde""".split()  # noqa: SIM905
+)
 _BLOCK = 1024  # rows of the score table held at a time
 
 
 def normalise(text: str) -> str:
-    """Return `text` as lower-case words with one space between (NFKC, no punctuation).
+    """Return `text` as lower-case words with one space between, no punctuation.
 
-    `%` counts as a word: a share is another question than a count.
+    Width, accents of Latin letters and characters without a shape do not count. `%`
+    counts as a word: a share is another question than a count.
     """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    folded = re.sub(r"['’]", "", folded)
-    return " ".join(re.findall(r"\w+|%", folded)) or " ".join(folded.split())
+    folded = unicodedata.normalize("NFKD", text).casefold()
+    folded = "".join(c for c in folded if category(c) != "Cf")
+    folded = re.sub("[\ufe00-\ufe0f]", "", folded)  # says how an emoji is drawn
+    # Elsewhere a mark makes another letter: й is not и, and が is not か.
+    folded = re.sub(r"(?<=[a-z])[\u0300-\u036f]+", "", folded)
+    folded = unicodedata.normalize("NFKC", folded)
+    folded = re.sub(r"['’]", "", folded).replace("%", " % ")
+    # Letters, their marks (as in Hindi) and numbers.
+    kept = (c if c in "%_" or category(c)[0] in "LMN" else " " for c in folded)
+    return " ".join("".join(kept).split()) or " ".join(folded.split())
 
 
 def duplicates(texts: Sequence[str]) -> list[int]:
@@ -79,11 +94,16 @@ def contamination(
     test: Sequence[str],
     threshold: float = 60,
     fillers: Set[str] = FILLERS,
+    ignore: str = r"(?!)",
 ) -> Contamination:
-    """Return what `train` gives away of `test`, split by how plainly it does."""
+    r"""Return what `train` gives away of `test`, split by how plainly it does.
+
+    `ignore` is a regular expression for what means nothing in your product, as ids:
+    with `r"#?\d{4,}"` ticket 81233 and ticket 90114 ask the same.
+    """
     left, right = (
-        [normalise(text) for text in train],
-        [normalise(text) for text in test],
+        [normalise(re.sub(ignore, " ", text)) for text in texts]
+        for texts in (train, test)
     )
     places: dict[str, list[int]] = {}
     for i, text in enumerate(left):
@@ -93,6 +113,27 @@ def contamination(
     normalised = [(i, j) for i, j in equal if train[i] != test[j]]
     near = list(_near(left, right, threshold, fillers))
     return Contamination(exact, normalised, near)
+
+
+# The name by which earlier code calls it.
+leaks = contamination
+
+
+def same_answers(
+    train_answers: Sequence[Hashable], test_answers: Sequence[Hashable]
+) -> list[tuple[int, int]]:
+    """Return `(train index, test index)` of equal answers; None equals nothing.
+
+    An answer is what says most of a case, as a tuple of its rows on each database. Keep
+    their order where the question asks for one, else give a frozenset or sort them.
+    """
+    places: dict[Hashable, list[int]] = {}
+    for i, answer in enumerate(train_answers):
+        places.setdefault(answer, []).append(i)
+    found = (
+        (i, j) for j, answer in enumerate(test_answers) for i in places.get(answer, ())
+    )
+    return [(i, j) for i, j in found if test_answers[j] is not None]
 
 
 def _near(
@@ -111,7 +152,7 @@ def _near(
 
 def _agree(one: str, other: str, fillers: Set[str]) -> bool:
     """Say whether the words that only one of two texts has are fillers or slips."""
-    if _sequences(one) != _sequences(other):
+    if _sequences(one) != _sequences(other) or not _same_roles(one, other, fillers):
         return False
     left, right = Counter(one.split()), Counter(other.split())
     only_left = sorted(w for w in (left - right).elements() if w not in fillers)
@@ -130,6 +171,27 @@ def _sequences(text: str) -> dict[str, list[str]]:
             found.setdefault("month", []).append(word[:3])
         elif re.search(r"\d", word):
             found.setdefault(re.sub(r"\d", "", word), []).append(word)
+    return found
+
+
+def _same_roles(one: str, other: str, fillers: Set[str]) -> bool:
+    """Say whether the same words stand behind `not`, `from` and their like."""
+    left, right = _behind(one, fillers), _behind(other, fillers)
+    pairs = []
+    for word in left.keys() & right.keys():
+        if len(left[word]) == len(right[word]):
+            pairs += zip(left[word], right[word], strict=True)
+    # Two words each, as in `from New York`.
+    words = [two for pair in pairs for two in zip(*pair, strict=False)]
+    return all(a == b or _slip(a, b) for a, b in words)
+
+
+def _behind(text: str, fillers: Set[str]) -> dict[str, list[list[str]]]:
+    words = [w for w in text.split() if w in _ORDERING or w not in fillers]
+    found: dict[str, list[list[str]]] = {}
+    for place, word in enumerate(words):
+        if word in _ORDERING:
+            found.setdefault(word, []).append(words[place + 1 : place + 3])
     return found
 
 

@@ -3,6 +3,7 @@
 from utils.tidewater.data import DATA as DATA
 from utils.tidewater.data import ONLY_IN as ONLY_IN
 from utils.tidewater.data import PROMPTS as PROMPTS
+from utils.tidewater.data import build_twin_c as build_twin_c
 from utils.tidewater.data import frozen_eval as frozen_eval
 from utils.tidewater.data import load_cases as load_cases
 from utils.tidewater.data import load_glossary as load_glossary
