@@ -91,7 +91,10 @@ def publish_costly(folder, target):
     for name in ("card.json", "log.jsonl", "result.json"):
         shutil.copy(folder / name, target)
     if (folder / "adapter").is_dir():
-        shutil.copytree(folder / "adapter", target / "adapter")
+        # No tokenizer and no settings of the trainer: they are large, or name paths.
+        (target / "adapter").mkdir()
+        for file in (folder / "adapter").glob("adapter_*"):
+            shutil.copyfile(file, target / "adapter" / file.name)
         settings = read_json(target / "adapter/adapter_config.json")
         # The folder of the base model is this machine's; its name is enough.
         base = Path(settings["base_model_name_or_path"]).name

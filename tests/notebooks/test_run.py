@@ -253,6 +253,16 @@ def check_11(found, full, done):
     assert "Replayed, not run now: 11_shadow" in done.text
 
 
+def check_12(found, full, done):
+    assert found["rehearsal"] is full["rehearsal"] is False
+    assert found["right"] == full["right"] and full["right"]["tuned"][3] == 160
+    assert full["right"]["launch prompt"][0] == 0.5 and full["difference"]["low"] > 0
+    same, asked = found["same"]
+    assert asked == 4 and same >= 3
+    assert "12_tickets-quick" in done.pieces
+    assert "Replayed, not run now: 12_tickets" in done.text
+
+
 CHECKS = {name[-2:]: check for name, check in globals().items() if "check_" in name}
 
 
