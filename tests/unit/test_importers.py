@@ -98,13 +98,27 @@ CUT = '[{"role": "user", "parts": [{"ty'
         (spans(http__method="GET"), "1 spans, none a model call"),
         (spans(gen_ai__operation__name="embeddings"), "names are embeddings"),
         (spans(gen_ai__input__messages=CUT), "span 0a0a0a0a0a0a0a0a: gen_ai.input.me"),
-        (LINE.replace("Where", "Wö").encode("latin1"), "save the file as UTF-8"),
         ("request_id,queue\nr1,x\nr2,y\n", "traces.labels"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, data, words):
     found, _, told = load(tmp_path, data)
     assert found == [] and words in told
+
+
+def test_other_encodings_and_line_ends_within_texts(tmp_path):
+    text = LINES.replace("Where", "Wö")
+    found, bad, told = load(tmp_path, text.encode("cp1252"))
+    assert [t.question for t in found] == ["Wö?", "Wö?"] and not bad
+    assert "read as Windows-1252" in told
+    found, bad, told = load(tmp_path, text.encode() + b'\n{"time": "\xff"}')
+    assert found[0].question == "Wö?" and len(bad) == 1 and "UTF-8" in bad[0].reason
+    with pytest.raises(ValueError, match="the gzip file is damaged"):
+        load(tmp_path, gzip.compress(text.encode())[:-9])
+    chunk = {"choices": [{"index": 10**9, "delta": {"content": "a\u2028b"}}]}
+    stream = f"data: {json.dumps(chunk, ensure_ascii=False)}\r\n\r\ndata: [DONE]"
+    whole = importers.joined(stream)
+    assert whole["choices"][0]["message"]["content"] == "a\u2028b"
 
 
 def test_formats_by_name_and_files_of_no_text(tmp_path):

@@ -8,6 +8,7 @@ has lists of parts. Foreign logs are read by `importers`, through `load`; a clie
 your own is recorded by `record`.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -112,11 +113,10 @@ class Trace(_Checked):
 
     @property
     def status(self) -> str:
-        """What came of it, in one word.
+        """What came of it: the last model call's `error.type`, or one of these words.
 
-        The last model call's `error.type`; "truncated" for a reply cut at the limit
-        of tokens, unless a tool ran on it; "tool_error"; "answered" if a tool was
-        called or the reply has text; "no_reply".
+        "truncated" (a reply cut at the limit of tokens, if no tool ran on it),
+        "tool_error", "answered" (a tool was called, or there is text), "no_reply".
         """
         last = self.calls("llm")[-1]
         if last.get("error.type"):
@@ -198,11 +198,11 @@ def read(path: str | Path) -> tuple[list[Trace], list[BadLine]]:
 
 
 def load(path: str | Path, format: str = "auto") -> tuple[list[Trace], list[BadLine]]:
-    """Read a log as `read` does: JSON lines, a list, a document or a table (CSV).
+    """Read a log of any form that `importers` knows, as `read` does.
 
-    `format` is one of `FORMATS`; "auto" looks at each record. What is read, and how,
-    `importers` says. Faults of a line or span, keys that are not used, counts that
-    contradict each other and a file without a trace are told in warnings.
+    `format` is one of `FORMATS`; "auto" looks at each record. Warnings tell of faults,
+    keys that are not used, counts that contradict each other, and a file without a
+    trace. ValueError if the file holds no text.
     """
     if format not in FORMATS:
         raise ValueError(f"format should be one of {FORMATS}, not {format!r}")
@@ -214,12 +214,10 @@ def load(path: str | Path, format: str = "auto") -> tuple[list[Trace], list[BadL
     for number, line in enumerate(lines, 1):
         if isinstance(line, bytes) and not line.strip():
             continue
-        try:
+        with found.faults_of(number):
             record = json.loads(line.decode()) if isinstance(line, bytes) else line
             for one in importers.opened(record) if format == "auto" else [record]:
                 found.add(one, number, format)
-        except Exception as error:  # a stranger's log may hold anything: read on
-            found.skip(number, error)
     found.assemble()
     for message, category in found.told(kind):
         warnings.warn(f"{path}: {message}", category, stacklevel=2)
@@ -235,15 +233,23 @@ class _Found:
         self.calls: list[importers.Call] = []
         self.export = importers.Export()
 
-    def skip(self, number: int, error: Exception | str) -> None:
+    @contextlib.contextmanager
+    def faults_of(self, number: int) -> Iterator[None]:
+        """Skip a line that cannot be read: a stranger's log may hold anything."""
+        try:
+            yield
+        except Exception as error:
+            plain = isinstance(error, ValueError)
+            reason = str(error) if plain else f"a value is not as expected: {error!r}"
+            if isinstance(error, UnicodeDecodeError):
+                reason += "; save the file as UTF-8"
+            if isinstance(error, json.JSONDecodeError):
+                reason = f"no JSON: {reason}"
+            self.skip(number, reason)
+
+    def skip(self, number: int, reason: str) -> None:
         line = self.lines[number - 1]
         text = line if isinstance(line, bytes) else json.dumps(line).encode()
-        plain = isinstance(error, ValueError | str)
-        reason = str(error) if plain else f"a value is not as expected: {error!r}"
-        if isinstance(error, UnicodeDecodeError):
-            reason += "; save the file as UTF-8"
-        if isinstance(error, json.JSONDecodeError):
-            reason = f"no JSON: {reason}"
         self.bad.append(BadLine(number, reason, text[:80].decode(errors="replace")))
 
     def add(self, record: dict, number: int, format: str) -> None:
@@ -257,27 +263,27 @@ class _Found:
             return
         name = importers.guess(record) if format == "auto" else format
         if name == "course":
-            self._keep(Trace.from_dict(record))
+            self.keep(record)
         elif name in ("otel", "phoenix"):
             self.export.add(record, number)
         else:
             for call in importers.calls(record, name or ""):
-                call.line = call.line or number
+                call.line = number
                 self.calls.append(call)
 
-    def _keep(self, trace: Trace) -> None:
-        if trace.trace_id in self.traces:
+    def keep(self, record: dict) -> None:
+        trace = Trace.from_dict(record)
+        if self.traces.setdefault(trace.trace_id, trace) is not trace:
             raise ValueError(f"trace_id {trace.trace_id} came before")
-        self.traces[trace.trace_id] = trace
 
     def assemble(self) -> None:
         """Make traces of the calls, and attach feedback to traces."""
         seen: dict[tuple[str, str], importers.Call] = {}
         ids: set[str] = set()
-        spans = self.export.calls()
+        calls = [*self.calls, *self.export.calls()]
         for number, fault in self.export.faults:
             self.skip(number, fault)
-        for call in [*self.calls, *spans]:
+        for call in calls:
             if (call.trace_id, call.span_id) in seen:
                 self.skip(call.line, f"trace_id {call.trace_id} came before")
                 continue
@@ -287,10 +293,8 @@ class _Found:
             seen[call.trace_id, call.span_id] = call
         self.calls = list(seen.values())
         for group in importers.groups_of(self.calls):
-            try:
-                self._keep(Trace.from_dict(importers.trace_of(group)))
-            except Exception as error:  # costs this trace only
-                self.skip(group[0].line, error)
+            with self.faults_of(group[0].line):
+                self.keep(importers.trace_of(group))
         by_id = _by_id(self.traces.values())
         for number, note in self.notes:
             if note.trace_id in by_id:
@@ -306,50 +310,43 @@ class _Found:
         if silent := sum(INPUT not in call for call in models):
             message = f"{silent} model calls have no messages; was capture off?"
             yield message, UserWarning
-        late = sum(not trace.time for trace in traces) if self.calls else 0
-        if late:
+        if self.calls and (late := sum(not trace.time for trace in traces)):
             yield f"{late} of {len(traces)} traces have no time", UserWarning
-        unused = Counter(key for call in self.calls for key in call.unused)
-        if unused:
-            named = ", ".join(list(unused)[:15]) + ", ..." * (len(unused) > 15)
+        if unused := list(dict.fromkeys(key for c in self.calls for key in c.unused)):
             what = "CSV columns" if kind == "CSV" else "keys"
-            yield f"{what} not used: {named}", SkippedKeys
-        odd = [f"line {c.line}: {note}" for c in self.calls for note in c.notes]
-        if odd:
-            named = "; ".join(odd[:5]) + "; ..." * (len(odd) > 5)
-            yield f"token counts contradict each other: {named}", UserWarning
+            yield f"{what} not used: {_listed(unused, 15, ', ')}", SkippedKeys
+        if odd := [f"line {c.line}: {note}" for c in self.calls for note in c.notes]:
+            yield f"token counts contradict each other: {_listed(odd)}", UserWarning
         if self.bad:
-            yield self._skipped(kind), SkippedLines
+            yield self.skipped(kind), SkippedLines
         elif not self.traces and (self.lines or kind != "lines"):
-            yield self._nothing(), SkippedLines
+            names = sorted({call.name for call in self.calls if call.name})
+            what = f"no span and no record; {importers.KNOWN}"
+            if self.calls:
+                what = f"{len(self.calls)} spans, none a model call; "
+                what += f"their operation names are {_listed(names, 12, ', ')}"
+            yield f"no trace: {what}", SkippedLines
 
-    def _skipped(self, kind: str) -> str:
+    def skipped(self, kind: str) -> str:
         """Name what was skipped, each reason once."""
         spans = sum(bad.reason.startswith("span ") for bad in self.bad)
-        counts = [f"{len(self.bad) - spans} of {len(self.lines)} lines"]
-        counts += [f"{spans} spans"] if spans else []
-        reasons: dict[str, list[int]] = {}
-        for bad in self.bad:
-            reasons.setdefault(bad.reason, []).append(bad.number)
+        counts = f"{len(self.bad) - spans} of {len(self.lines)} lines"
+        counts += f" and {spans} spans" if spans else ""
+        first = {bad.reason: bad.number for bad in reversed(self.bad)}
         named = []
-        for reason, numbers in list(reasons.items())[:5]:
-            more = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
-            named.append(f"line {numbers[0]}{more}: {reason}")
-        named += ["..."] if len(reasons) > 5 else []
-        if not self.traces or any("(keys: " in one for one in named):
-            named.append(importers.KNOWN)
+        for reason, times in Counter(bad.reason for bad in self.bad).items():
+            more = f" and {times - 1} more" if times > 1 else ""
+            named.append(f"line {first[reason]}{more}: {reason}")
+        message = f"{counts} skipped: {_listed(named)}"
+        if not self.traces or "(keys: " in message:
+            message += f"; {importers.KNOWN}"
         if kind == "CSV" and not self.traces:
-            named.append("for a table of labels there is traces.labels")
-        return f"{' and '.join(counts)} skipped: {'; '.join(named)}"
+            message += "; for a table of labels there is traces.labels"
+        return message
 
-    def _nothing(self) -> str:
-        names = sorted({call.name for call in self.calls if call.name})
-        if self.calls:
-            return (
-                f"no trace: {len(self.calls)} spans, none a model call; "
-                f"their operation names are {', '.join(names[:12])}"
-            )
-        return f"no trace: the file holds no span and no record; {importers.KNOWN}"
+
+def _listed(words: list[str], most: int = 5, comma: str = "; ") -> str:
+    return comma.join([*words[:most], *["..."] * (len(words) > most)])
 
 
 def _by_id(traces: Iterable[Trace]) -> dict[str, Trace]:
@@ -370,25 +367,22 @@ def labels(
 ) -> tuple[int, list[str]]:
     """Attach the labels of a table or JSON lines to traces, as feedback.
 
-    `id` names the column with the trace's id or its response's. `answer` names the
-    column of the right answer, or several: then feedback's answer is a dictionary.
-    `verdict` names a column, or is a function of trace and row; without one it is
-    "corrected". A verdict should be one of `VERDICTS`. Returns how many were attached
-    and the ids that no trace has, which a warning tells, too.
+    `id` names the column with the trace's id or its response's, `answer` that of the
+    right answer, or several: then feedback's answer is a dictionary. `verdict` names a
+    column, or is a function of trace and row; without one it is "corrected". Returns
+    how many were attached and the ids that no trace has; a warning tells them, too.
     """
     by_id, unknown, done = _by_id(found), [], 0
-    several = None if answer is None or isinstance(answer, str) else list(answer)
-    wanted = [id, *(several or [answer] if answer else [])]
-    wanted += [verdict] if isinstance(verdict, str) else []
+    names = [answer] if isinstance(answer, str) else list(answer or [])
+    wanted = [id, *names, *([verdict] if isinstance(verdict, str) else [])]
     rows, _ = importers.records(Path(path).read_bytes())
     for number, row in enumerate(rows, 1):
         row = json.loads(row) if isinstance(row, bytes) and row.strip() else row
         if not row:
             continue
         if missing := [name for name in wanted if name not in row]:
-            raise ValueError(
-                f"{path}: row {number} has no {missing[0]!r}, only {', '.join(row)}"
-            )
+            has = ", ".join(row)
+            raise ValueError(f"{path}: row {number} has no {missing[0]!r}, only {has}")
         trace = by_id.get(str(row[id]))
         if trace is None:
             unknown.append(str(row[id]))
@@ -400,16 +394,15 @@ def labels(
                 f"{path}: row {number}: verdict should be one of {VERDICTS}, "
                 f"not {said!r}; pass a function that gives one"
             )
-        note = {"source": source, "verdict": said}
-        if answer:
-            right = {name: row[name] for name in several} if several else row[answer]
-            note["answer"] = right
-        trace.feedback = note
+        trace.feedback = {"source": source, "verdict": said}
+        if names:
+            right = {name: row[name] for name in names}
+            trace.feedback["answer"] = row[answer] if isinstance(answer, str) else right
         done += 1
     if unknown:
-        named = ", ".join(unknown[:5]) + ", ..." * (len(unknown) > 5)
-        message = f"{path}: {len(unknown)} labels are of no trace here: {named}"
-        warnings.warn(message, SkippedLines, stacklevel=2)
+        message = f"{len(unknown)} labels are of no trace here: "
+        message += _listed(unknown, comma=", ")
+        warnings.warn(f"{path}: {message}", SkippedLines, stacklevel=2)
     return done, unknown
 
 

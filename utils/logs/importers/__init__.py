@@ -1,149 +1,96 @@
 """Foreign logs as traces: what vendors, gateways, tracing tools and data sets write.
 
-Each adapter finds the parts of a call in its dialect and gives a `Call`, the normal
-form; `trace_of` makes a trace of them, in the form of data/traces.jsonl. Messages
-become `{"role", "content"}` with the content as text, tool calls and their ids beside
-it in OpenAI's form, the system prompt first. What is no model or tool call (a web
-request, an agent's summary span) is left out; so is thinking. A record without a time
-gives a trace with time "".
+An adapter finds the parts of a call in its dialect and gives a `Call`; `trace_of`
+makes a trace of calls, in the form of data/traces.jsonl. Messages become
+`{"role", "content"}`, the content as text, tool calls beside it in OpenAI's form, the
+system prompt first. Left out are thinking, and spans that are no model or tool call.
+A record without a time gives a trace with time "".
 
-Which adapter reads a record, the record's own keys decide: see `FORMATS`. To add a
-dialect, write a function from a record to calls and a row of that table; to add a
-name, a word in `names`.
+To add a name that your logs use, add a word to the table in `names`. To add a shape,
+write a function from a record to calls (see `adapters`) and a row of `FORMATS`.
 """
 
-# ruff: noqa: F401 - the names that the rest of `utils` takes from here
-
+# ruff: noqa: F401, I001 - the names that the rest of `utils` takes from here
 from collections.abc import Callable
 from typing import Any
 
+from utils.logs.importers.adapters import UnknownShapeError, exchange, row, step
+from utils.logs.importers.calls import ARGUMENTS, INPUT, OUTPUT, REQUEST, RESULT
+from utils.logs.importers.calls import KINDS, Call, groups_of, span, trace_of
 from utils.logs.importers.chats import is_message, messages
 from utils.logs.importers.files import records
 from utils.logs.importers.names import N
-from utils.logs.importers.normal import (
-    ARGUMENTS,
-    INPUT,
-    OUTPUT,
-    RESULT,
-    TOKENS,
-    Call,
-    Fields,
-    canon,
-    decoded,
-    error_type,
-    groups_of,
-    span,
-    timestamp,
-    trace_of,
-    usage,
-)
 from utils.logs.importers.spans import Export, is_span
 from utils.logs.importers.streams import joined, joined_blocks, joined_events, whole
-from utils.logs.importers.tools import observation, row
-from utils.logs.importers.vendors import REQUEST, UnknownShapeError, body_in, exchange
+from utils.logs.importers.values import TOKENS, Fields, canon, decoded
+from utils.logs.importers.values import error_type, timestamp, usage
 
 KNOWN = (
     "known shapes: OpenAI chat, OpenAI Responses, Anthropic, OTel/OTLP, Langfuse, "
     "LangSmith, Helicone, LiteLLM, Phoenix/OpenInference, fine-tuning rows, ShareGPT, "
     "gateway lines (request and response or error), CSV of these"
 )
-# Rows of plain texts: one of the first, one of the second.
-_ASKED = {"prompt", "question", "query", "instruction", "input", "user", "human"}
-_SAID = {"completion", "answer", "output", "response", "reply", "assistant", "bot"}
-_SAID |= {"chosen", "preferredoutput"}
-_BODIES = ("choices", "candidates", "generations", "proxy_server_request")
-_ENVELOPES = ("data", "observations", "runs", "rows", "items", "traces", "results")
-_ENVELOPES += ("records", "logs", "requests", "spans", "events", "hits", "log", "trace")
-_ENVELOPES += ("message", "msg", "jsonPayload", "payload", "_source", "event", "body")
-_ENVELOPES += ("record", "standard_logging_object", "run", "span", "kwargs", "examples")
-_ENVELOPES += ("row",)
-_STEPS = ("generation", "span", "event", "tool", "agent", "chain", "retriever")
+_LANGFUSE = {"traceid", "parentobservationid", "sessionid", "userid", "usagedetails"}
+_LANGFUSE |= {"bookmarked", "environment", "costdetails"}
 
 
-def _has(*names: str) -> Callable[[dict], bool]:
-    return lambda record: Fields(record).get(*names) is not None
-
-
-def _course(record: dict) -> bool:
+def _is_course(record: dict) -> bool:
     spans = record.get("spans")
     kinds = [s.get("kind") for s in spans or [] if isinstance(s, dict)]
-    named = isinstance(spans, list) and {"trace_id", "time"} <= set(record)
+    named = isinstance(spans, list) and {"trace_id", "time"} <= record.keys()
     return named or (bool(kinds) and set(kinds) <= {"llm", "tool"})
 
 
-def _langfuse(record: dict) -> bool:
-    names = {canon(key) for key in record}
-    if isinstance(record.get("observations"), list):
-        return True
-    if canon(record.get("type")) in _STEPS and names & {"input", "output"}:
-        return True
-    own = {"traceid", "parentobservationid", "sessionid", "userid", "usagedetails"}
-    own |= {"bookmarked", "environment", "costdetails"}
-    return {"input", "output"} <= names and bool(own & names) and "object" not in names
-
-
-def _responses(record: dict) -> bool:
-    got = Fields(body_in(Fields(record), *N.response))
-    kinds = (got.get("object"), record.get("object"))
-    asked = Fields(body_in(Fields(record), *N.request)).get("input") and not got.get(
-        "choices"
-    )
-    return "response" in kinds or bool(asked)
-
-
-def _anthropic(record: dict) -> bool:
-    bodies = (body_in(Fields(record), *N.response), record)
-    return any(Fields(body).get("type") in ("message", "error") for body in bodies)
-
-
-def _exchange(record: dict) -> bool:
+def _is_step(record: dict) -> bool:
     fields = Fields(record)
-    bodies = (fields.get(*N.request), fields.get(*N.response), fields.get(*_BODIES))
-    if any(isinstance(whole(body), dict | list) for body in bodies):
+    if fields.get("run_type") or isinstance(fields.get("observations"), list):
         return True
-    if fields.get("messages", "contents", "request"):
-        return (
-            any(bodies) or fields.get("error", "usage", "output", "status") is not None
-        )
-    return not _pair(record) and fields.get("input") and fields.get("usage", "error")
+    if canon(fields.get("type")) in KINDS:
+        return fields.get("input", "output") is not None
+    own = _LANGFUSE & fields.names.keys() and "object" not in fields.names
+    return bool(own) and {"input", "output"} <= fields.names.keys()
 
 
-def _chat(record: dict) -> bool:
-    chat = decoded(Fields(record).get("messages", "contents"))
-    return isinstance(chat, list) and all(map(is_message, chat))
+def _is_exchange(record: dict) -> bool:
+    fields = Fields(record)
+    bodies = [whole(fields.get(*names)) for names in (N.request, N.response)]
+    inside = fields.get("choices", "generations", "call_type", "proxy_server_request")
+    if inside or any(isinstance(body, dict | list) for body in bodies):
+        return True
+    if fields.get("object") == "response" or fields.get("type") in ("message", "error"):
+        return True
+    came = fields.get(*N.response, "error", "usage", "status")
+    asked = fields.get("messages", "request", "input")
+    return bool(asked and came) or bool(fields.get("messages") and fields.get("output"))
 
 
-def _pair(record: dict) -> bool:
-    names = {canon(key) for key, value in record.items() if value is not None}
-    return bool(_ASKED & names) and bool(_SAID & names)
+def _is_row(record: dict) -> bool:
+    fields = Fields(record)
+    chat = decoded(fields.get(*N.chat))
+    if isinstance(chat, list) and all(map(is_message, chat)):
+        return True
+    pair = (fields.get(*N.weak_chat, "instruction"), fields.get(*N.reply))
+    return None not in pair
 
 
-Adapter = Callable[[dict], list[Call]] | None
-# Name, whether a record is of this form, and the function that reads it. The first
+# Names, whether a record is of this form, and the function that reads it. The first
 # that fits is taken. Those without a function `traces.load` reads: the course's own
 # form, and spans, which have to be collected from the whole file.
-FORMATS: tuple[tuple[str, Callable[[dict], bool], Adapter], ...] = (
-    ("course", _course, None),
-    ("otel", is_span, None),
-    ("phoenix", is_span, None),
-    ("langsmith", _has("run_type", "dotted_order"), observation),
-    ("litellm", _has("call_type", "litellm_call_id"), exchange),
-    ("helicone", _has("request_body", "response_body"), exchange),
-    ("responses", _responses, exchange),
-    ("anthropic", _anthropic, exchange),
-    ("openai", _exchange, exchange),
-    ("gateway", _exchange, exchange),
-    ("langfuse", _langfuse, observation),
-    ("finetuning", _chat, row),
-    ("sharegpt", _has("conversations", "conversation"), row),
-    ("rows", _pair, row),
+FORMATS: tuple[tuple[str, Callable, Callable | None], ...] = (
+    ("course", _is_course, None),
+    ("otel phoenix", is_span, None),
+    ("langfuse langsmith", _is_step, step),
+    ("openai responses anthropic helicone litellm gateway", _is_exchange, exchange),
+    ("finetuning sharegpt rows", _is_row, row),
 )
-NAMES = ("auto", *(name for name, _, _ in FORMATS))
+_READERS = {name: read for names, _, read in FORMATS for name in names.split()}
+NAMES = ("auto", *_READERS)
 
 
 def guess(record: dict) -> str | None:
     """Name the format of a record, None if it has none that is known."""
-    return next((name for name, fits, _ in FORMATS if fits(record)), None)
+    found = (names.split()[0] for names, fits, _ in FORMATS if fits(record))
+    return next(found, None)
 
 
 def opened(record: Any, depth: int = 0) -> list:
@@ -156,35 +103,30 @@ def opened(record: Any, depth: int = 0) -> list:
         return [one for item in record for one in opened(item, depth + 1)]
     if not isinstance(record, dict) or guess(record):
         return [record]
-    for key in _ENVELOPES if depth < 4 else ():
+    for key in N.envelope if depth < 4 else ():
         inner = decoded(record.get(key))
         found = opened(inner, depth + 1) if isinstance(inner, dict | list) else []
-        known = [isinstance(one, dict) and guess(one) for one in found]
-        if found and all(known):
+        if found and all(isinstance(one, dict) and guess(one) for one in found):
             return found
     return [record]
 
 
 def calls(record: dict, format: str) -> list[Call]:
     """Read a record by the adapter of that name; "" has none: ValueError."""
-    read = {name: function for name, _, function in FORMATS}.get(format)
+    read = _READERS.get(format)
     if read is None:
         raise UnknownShapeError(record)
     return read(record)
 
 
 def openai(record: dict) -> dict:
-    """Make a trace of one logged call of OpenAI's chat completions.
+    """Make a trace of one logged call: chat completions, Responses or Anthropic's.
 
     `record` has "request" and "response" or "error"; beside them, where the log has
     them, time, seconds, session_id, user_id, prompt_version and trace_id. Without an
-    id the trace gets a hash of the record, so that importing twice gives the same.
-    Tool calls of this turn become tool spans, without a result where the log ends
-    before it. ValueError says what is missing.
+    id the trace gets a hash of the record. ValueError says what is missing.
     """
     return trace_of(exchange(record))
 
 
-# The same for one logged call of OpenAI's Responses API, of Anthropic's Messages API.
-# Anthropic counts cached input apart from `input_tokens`; OpenTelemetry counts it in.
 responses = anthropic = openai

@@ -5,6 +5,9 @@ import csv
 import gzip
 import io
 import json
+import re
+import warnings
+import zlib
 from typing import Any
 
 _REFUSED = {b"PK\x03\x04": "a zip archive or a spreadsheet", b"PAR1": "a Parquet file"}
@@ -20,31 +23,42 @@ def records(data: bytes) -> tuple[list[Any], str]:
     (dictionaries by column). A list that is cut off ends with its rest, as bytes.
     ValueError names a file that holds no text.
     """
-    data = _utf8(gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data)
+    data = _utf8(data)
     try:
         whole = json.loads(data)
         return (whole if isinstance(whole, list) else [whole]), "list"
     except (ValueError, RecursionError):
         lines = data.splitlines()
     first = next((line.strip() for line in lines if line.strip()), b"")
-    if _parses(first):
-        return lines, "lines"
-    if first[:1] in (b"{", b"["):
-        return _documents(data, lines)
-    table = None if any(map(_parses, lines[:50])) else _table(data)
-    return (table, "CSV") if table else (lines, "lines")
+    found = None
+    if not _parses(first) and first[:1] in (b"{", b"["):
+        found = _documents(data, any(map(_parses, lines[1:50]))), "list"
+    elif not any(map(_parses, lines[:50])):
+        found = _table(data), "CSV"
+    return found if found and found[0] else (lines, "lines")
 
 
 def _utf8(data: bytes) -> bytes:
+    """Bring a text to UTF-8; what is neither that nor UTF-16 is read with a warning."""
+    if data.startswith(b"\x1f\x8b"):
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"the gzip file is damaged: {error}") from None
     for magic, what in _REFUSED.items():
         if data.startswith(magic):
             raise ValueError(f"this is {what}: unpack it or export it as JSON or CSV")
     encoding = next((e for mark, e in _MARKS.items() if data.startswith(mark)), None)
     start = data[:400]
     if encoding is None and start.count(0) > len(start) / 3:  # UTF-16 without its mark
-        encoding = "utf-16-le" if start[1] == 0 else "utf-16-be"
+        encoding = "utf-16-le" if start[1:2] == b"\0" else "utf-16-be"
     if encoding is None:
-        return data
+        odd = [line for line in data.splitlines() if not line.isascii()]
+        if not odd or any(one.decode(errors="ignore").encode() == one for one in odd):
+            return data
+        encoding = "windows-1252"
+        told = "the file is no UTF-8 and was read as Windows-1252 (Latin-1); "
+        warnings.warn(f"{told}save it as UTF-8 if letters look wrong", stacklevel=4)
     return data.decode(encoding, "replace").encode("utf-8", "backslashreplace")
 
 
@@ -55,33 +69,24 @@ def _parses(line: bytes) -> bool:
         return False
 
 
-def _documents(data: bytes, lines: list[bytes]) -> tuple[list[Any], str]:
+def _documents(data: bytes, lines: bool) -> list[Any] | None:
     """Read documents over several lines, one after another or in a list cut off."""
-    try:
-        text, decoder, found = data.decode(), json.JSONDecoder(), []
-    except UnicodeDecodeError:
-        return lines, "lines"
-    at = text.index("[") + 1 if text.lstrip().startswith("[") else 0
-    while text[at:].strip(" \t\r\n,]"):
-        while text[at] in " \t\r\n,]":
-            at += 1
+    text, decoder, found = data.decode(errors="replace"), json.JSONDecoder(), []
+    gap = re.compile(r"[\s,\]]*")
+    at = gap.match(text, text.index("[") + 1 if text.lstrip()[0] == "[" else 0).end()
+    while at < len(text):
         try:
             item, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):
-            broken = not found or any(map(_parses, lines[1:50]))
-            return (
-                (lines, "lines") if broken else ([*found, text[at:].encode()], "list")
-            )
+            return None if lines or not found else [*found, text[at:].encode()]
         found.append(item)
-    return found, "list"
+        at = gap.match(text, at).end()
+    return found
 
 
 def _table(data: bytes) -> list[dict] | None:
     """Read a table with a head: commas, semicolons or tabs; None if it is none."""
-    try:
-        text = data.decode().lstrip()
-    except UnicodeDecodeError:
-        text = data.decode("cp1252", "replace").lstrip()  # Excel's, in the West
+    text = data.decode(errors="replace").lstrip()
     head, _, rest = text.partition("\n")
     comma = max(",;\t", key=head.count)
     names = next(csv.reader([head], delimiter=comma), [])

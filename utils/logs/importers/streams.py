@@ -3,15 +3,13 @@
 import re
 from typing import Any
 
-from utils.logs.importers.normal import as_text, decoded, present
-
-_HOLDERS = ("streamed_data", "chunks", "events")
+from utils.logs.importers.values import as_text, decoded, present
 
 
 def events(raw: Any) -> list[dict]:
     """List a stream's events, be they parsed, lines of text or the text as sent."""
     found = []
-    for line in raw.splitlines() if isinstance(raw, str) else raw:
+    for line in re.split(r"[\r\n]+", raw) if isinstance(raw, str) else raw:
         if isinstance(line, str):
             line = decoded(line.strip().removeprefix("data:").strip())
         if isinstance(line, dict) and "data" in line and "choices" not in line:
@@ -26,8 +24,8 @@ def whole(got: Any) -> Any:
     if isinstance(got, str) and not re.search(r"(?m)^data: ?[{\[]", got):
         return decoded(got) if got.lstrip()[:1] in ("{", "[") else got
     if isinstance(got, dict):
-        held = next((got[key] for key in _HOLDERS if key in got), None)
-        inner = None if held is None or "choices" in got else whole(held)
+        held = (got[k] for k in ("streamed_data", "chunks", "events") if k in got)
+        inner = None if "choices" in got else whole(next(held, None))
         return inner if isinstance(inner, dict) else got
     found = events(got) if isinstance(got, str | list) else []
     kinds = {str(event.get("type", "")) for event in found}
@@ -38,18 +36,7 @@ def whole(got: Any) -> Any:
     parts = [choice for event in found for choice in event.get("choices") or []]
     if any("delta" in part or "text" in part for part in parts):
         return joined(found)
-    if found and all("candidates" in event for event in found):  # Gemini
-        blocks = [_gemini(event) for event in found]
-        content = {"role": "model", "parts": [b for part in blocks for b in part]}
-        return found[-1] | {"candidates": [{"content": content}]}
-    if found and all("message" in event and "done" in event for event in found):
-        said = "".join(e["message"].get("content") or "" for e in found)  # Ollama
-        return found[-1] | {"message": {"role": "assistant", "content": said}}
     return got
-
-
-def _gemini(event: dict) -> list[dict]:
-    return ((event["candidates"] or [{}])[0].get("content") or {}).get("parts") or []
 
 
 def joined(chunks: list[dict] | str) -> dict:
@@ -64,32 +51,30 @@ def joined(chunks: list[dict] | str) -> dict:
         keys = ("id", "model", "created", "usage", "service_tier", "error")
         body |= {key: chunk[key] for key in keys if chunk.get(key)}
         for part in chunk.get("choices") or []:
-            index, delta = part.get("index") or 0, part.get("delta") or {}
-            new = {"index": index, "finish_reason": None, "calls": {}}
-            new["message"] = {"role": "assistant", "content": ""}
-            choice = choices.setdefault(index, new)
-            said = delta.get("content") or part.get("text") or ""
-            if isinstance(said, list):  # blocks, as some vendors stream them
-                said = "".join(as_text(block.get("text")) for block in said)
-            choice["message"]["content"] += said
-            if delta.get("refusal"):
-                before = choice["message"].get("refusal") or ""
-                choice["message"]["refusal"] = before + delta["refusal"]
+            message = {"role": "assistant", "content": "", "tool_calls": {}}
+            new = {"index": part.get("index") or 0, "message": message}
+            choice = choices.setdefault(new["index"], new | {"finish_reason": None})
+            message = choice["message"]
+            delta = {"content": part.get("text"), **(part.get("delta") or {})}
+            for key in ("content", "refusal"):
+                if delta.get(key):
+                    message[key] = message.get(key, "") + delta[key]
             pieces = delta.get("tool_calls") or []
             if delta.get("function_call"):
                 pieces = [{"index": "old", "function": delta["function_call"]}]
             for piece in pieces:
-                _add_call(choice["calls"], piece)
-            if part.get("finish_reason"):
-                choice["finish_reason"] = part["finish_reason"]
+                _add_call(message["tool_calls"], piece)
+            choice["finish_reason"] = (
+                part.get("finish_reason") or choice["finish_reason"]
+            )
     for choice in choices.values():
-        choice["message"]["tool_calls"] = list(choice.pop("calls").values())
+        choice["message"]["tool_calls"] = list(choice["message"]["tool_calls"].values())
     return body | {"choices": list(choices.values())}
 
 
 def _add_call(calls: dict, piece: dict) -> None:
     """Add a piece to its call. A new id is a new call, whatever number it has."""
-    key, last = piece.get("index"), list(calls)[-1] if calls else None
+    key, last = piece.get("index"), next(reversed(calls), None)
     if piece.get("id") and (key is None or calls.get(key, piece)["id"] != piece["id"]):
         key = piece["id"]
     elif key is None or (key == 0 and isinstance(last, str)):
@@ -111,34 +96,29 @@ def joined_events(found: list[dict] | str) -> dict:
 
     A stream that ended early is put together from its pieces, its status `incomplete`.
     """
-    body: dict = {"object": "response"}
+    body: dict = {"object": "response", "status": "incomplete"}
     items: dict[Any, dict] = {}
     for event in events(found):
-        kind, delta = str(event.get("type")), event.get("delta")
-        if isinstance(event.get("response"), dict):
-            body |= present(event["response"])
+        kind = str(event.get("type"))
+        body |= present(event.get("response") or {})
         where = event.get("output_index", event.get("item_id"))
         item = items.setdefault(where, {"type": "message", "role": "assistant"})
         if kind in ("response.output_item.added", "response.output_item.done"):
             items[where] = dict(event["item"])
         elif kind.endswith(("arguments.delta", "input.delta")):
             key = "input" if "input" in kind else "arguments"
-            item[key] = as_text(item.get(key)) + delta
+            item[key] = as_text(item.get(key)) + event["delta"]
         elif kind.endswith(("output_text.delta", "refusal.delta")):
             key = "refusal" if "refusal" in kind else "text"
-            parts = list(item.get("content") or [])
-            if (event.get("content_index") or 0) >= len(parts):  # a new part
-                parts.append({"type": "refusal" if key == "refusal" else "output_text"})
-            parts[-1] = {**parts[-1], key: parts[-1].get(key, "") + delta}
-            item["content"] = parts
+            part = (item.get("content") or [{"type": key, key: ""}])[-1]
+            item["content"] = [part | {key: as_text(part.get(key)) + event["delta"]}]
         elif kind == "error":
             body["error"] = event.get("error") or event
-    if body.get("status") not in ("completed", "failed", "cancelled", "incomplete"):
+    if body["status"] not in ("completed", "failed", "cancelled"):
         body["status"] = "incomplete"
-    if not body.get("output"):
-        useful = ("content", "arguments", "input", "id")
-        body["output"] = [i for i in items.values() if any(key in i for key in useful)]
-    return body
+    useful = ("content", "arguments", "input", "id")
+    pieces = [i for i in items.values() if any(key in i for key in useful)]
+    return body | {"output": body.get("output") or pieces}
 
 
 def joined_blocks(found: list[dict] | str) -> dict:
@@ -158,12 +138,9 @@ def joined_blocks(found: list[dict] | str) -> dict:
             elif "partial_json" in delta:
                 before = block.get("input") or ""
                 block["input"] = as_text(before) + delta["partial_json"]
-            elif "citation" in delta:
-                block["citations"] = [*(block.get("citations") or []), delta]
         elif kind == "message_delta":
             body |= present(delta)
-            counts = present(event.get("usage") or {})
-            body["usage"] = (body.get("usage") or {}) | counts
+            body["usage"] = {**(body.get("usage") or {}), **(event.get("usage") or {})}
         elif kind == "error":
             body["error"] = event.get("error") or True
     return body | {"content": list(blocks.values())}
