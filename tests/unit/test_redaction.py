@@ -161,6 +161,10 @@ def test_replies_lose_single_names_and_sql_only_whole_ones():
     # With a key users become pseudonyms, the same ones for the same key.
     users = [redact_trace(trace, key)[0]["user_id"] for key in (None, b"k", b"k", b"l")]
     assert users[0] == "u28" and users[1] == users[2] and len(set(users)) == 3
+    # Without one they stay, be they e-mails: one placeholder for all is no user.
+    known = {"user_id": "ana@x.example", "session_id": "b@x.example"}
+    told, hits = redact_trace(trace | known | {"feedback": {"by": "ana@x.example"}})
+    assert known.items() <= told.items() and told["feedback"] == {"by": "[email]"}
 
 
 def test_every_part_of_a_trace_is_covered_and_json_stays_json():
