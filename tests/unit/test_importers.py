@@ -43,7 +43,7 @@ def test_every_dialect_is_imported_whole(name, tmp_path):
         [t.question, t.reply, list(t.tokens), t.arguments, t.result, t.status]
         for t in found
     ]
-    assert facts == EXPECTED[name] and not bad
+    assert facts == EXPECTED[name] and all("only an id" in b.reason for b in bad)
     assert "SECRET" not in json.dumps([t.to_dict() for t in found])  # thinking
     traces.write(tmp_path / "ours.jsonl", found)
     assert traces.read(tmp_path / "ours.jsonl") == (found, [])
@@ -81,6 +81,8 @@ def spans(**attributes):
     return json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": [one]}]}]})
 
 
+ITEM = {"object": "embedding", "embedding": [0.1]}
+EMBEDDING = json.dumps({"request": {"input": "x"}, "response": {"data": [ITEM]}})
 CUT = '[{"role": "user", "parts": [{"ty'
 
 
@@ -98,6 +100,13 @@ CUT = '[{"role": "user", "parts": [{"ty'
         (spans(http__method="GET"), "1 spans, none a model call"),
         (spans(gen_ai__operation__name="embeddings"), "names are embeddings"),
         (spans(gen_ai__input__messages=CUT), "span 0a0a0a0a0a0a0a0a: gen_ai.input.me"),
+        (EMBEDDING, "this is embeddings and no chat"),
+        (
+            json.dumps(CALL | {"response": {"foo": 1}}),
+            "no reply that is known (keys: fo",
+        ),
+        ('{"input": {"a": 1}, "output": {"b": 2}}', "no reply that is known (keys: b"),
+        ('{"resourceSpans": [null, 5]}', "span in resourcespans is null, no object"),
         ("request_id,queue\nr1,x\nr2,y\n", "traces.labels"),
     ],
 )
@@ -113,8 +122,10 @@ def test_other_encodings_and_line_ends_within_texts(tmp_path):
     assert "read as Windows-1252" in told
     found, bad, told = load(tmp_path, text.encode() + b'\n{"time": "\xff"}')
     assert found[0].question == "Wö?" and len(bad) == 1 and "UTF-8" in bad[0].reason
+    found, _, told = load(tmp_path, gzip.compress(text.encode())[:-9])
+    assert len(found) == 2 and "the gzip file is damaged" in told
     with pytest.raises(ValueError, match="the gzip file is damaged"):
-        load(tmp_path, gzip.compress(text.encode())[:-9])
+        load(tmp_path, gzip.compress(text.encode())[:12])
     chunk = {"choices": [{"index": 10**9, "delta": {"content": "a\u2028b"}}]}
     stream = f"data: {json.dumps(chunk, ensure_ascii=False)}\r\n\r\ndata: [DONE]"
     whole = importers.joined(stream)
@@ -175,6 +186,7 @@ def test_what_surrounds_a_call_is_used_or_named(tmp_path):
         ({"input": 9, "input_cached_tokens": 4, "output": 2, "total": 11}, (9, 2), 0),
         ({"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 40}}, (9,), 1),
         ({"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 99}, (9, 2), 1),
+        ({"prompt_tokens": 5, "cached_tokens": 50, "completion_tokens": -1}, (55,), 1),
     ],
 )
 def test_tokens_are_counted_once(counts, inside, told):
@@ -188,7 +200,9 @@ def test_kinds_of_tokens_have_opentelemetrys_names(tmp_path):
     kinds = {k: v for t in found for k, v in t.spans[-1]["attributes"].items()}
     assert kinds["gen_ai.usage.cache_read.input_tokens"] == 20
     assert kinds["gen_ai.usage.cache_creation.input_tokens"] == 10
-    contra = CALL | {"usage": {"prompt_tokens": 5, "cached_tokens": 50}}
+    contra = CALL | {
+        "usage": {"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 50}}
+    }
     assert "line 1: 50 cached tokens" in load(tmp_path, json.dumps(contra))[2]
 
 
@@ -214,6 +228,24 @@ def test_a_stream_cut_anywhere_joins_to_the_same():
         message = whole["choices"][0]["message"]
         assert message["content"] == "It left the depot." and whole["usage"] == {"x": 1}
         assert message["tool_calls"][0][kind] == {"name": "run", key: arguments}
+
+
+@pytest.mark.parametrize(
+    ("given", "verdict"),
+    [
+        ({"feedback": "Thumbs up"}, "thumbs_up"),
+        ({"rating": -1}, "thumbs_down"),
+        ({"feedback_stats": {"user_score": {"n": 1, "avg": 1.0}}}, "thumbs_up"),
+        ({"scores": [{"name": "judge", "value": 1}]}, None),
+        ({"feedback": {"rating": 4}}, None),
+    ],
+)
+def test_feedback_is_taken_or_named(tmp_path, given, verdict):
+    more = {"time": "soon", "user": {"id": "u1"}}
+    (trace,), _, told = load(tmp_path, json.dumps(CALL | given | more))
+    assert trace.verdict == verdict and trace.user_id == "u1"
+    assert "time 'soon' cannot be read" in told
+    assert ("keys not used" in told) == (verdict is None)
 
 
 def test_labels_of_a_table_become_feedback(tmp_path):

@@ -270,6 +270,8 @@ class _Found:
             for call in importers.calls(record, name or ""):
                 call.line = number
                 self.calls.append(call)
+                for fault in call.faults:
+                    self.skip(number, fault)
 
     def keep(self, record: dict) -> None:
         trace = Trace.from_dict(record)
@@ -310,13 +312,23 @@ class _Found:
         if silent := sum(INPUT not in call for call in models):
             message = f"{silent} model calls have no messages; was capture off?"
             yield message, UserWarning
+        asked = [call for call in models if INPUT in call and "error.type" not in call]
+        if self.calls and (mute := sum(OUTPUT not in call for call in asked)):
+            yield f"{mute} model calls have neither a reply nor an error", UserWarning
         if self.calls and (late := sum(not trace.time for trace in traces)):
             yield f"{late} of {len(traces)} traces have no time", UserWarning
         if unused := list(dict.fromkeys(key for c in self.calls for key in c.unused)):
             what = "CSV columns" if kind == "CSV" else "keys"
             yield f"{what} not used: {_listed(unused, 15, ', ')}", SkippedKeys
         if odd := [f"line {c.line}: {note}" for c in self.calls for note in c.notes]:
-            yield f"token counts contradict each other: {_listed(odd)}", UserWarning
+            yield f"counts and times that cannot be right: {_listed(odd)}", UserWarning
+        other = Counter(c.name for c in self.calls if c.kind == "other")
+        if other and self.traces:
+            names = _listed(sorted(other), comma=", ")
+            yield (
+                f"{other.total()} spans are of kinds that are not known: {names}",
+                UserWarning,
+            )
         if self.bad:
             yield self.skipped(kind), SkippedLines
         elif not self.traces and (self.lines or kind != "lines"):

@@ -1,5 +1,6 @@
 """From a record to calls: requests with responses, steps of tracing tools, rows."""
 
+import re
 from typing import Any
 
 from utils.logs.importers import calls as c
@@ -8,6 +9,11 @@ from utils.logs.importers.chats import chat_in, messages, raws
 from utils.logs.importers.names import N
 from utils.logs.importers.streams import whole
 from utils.logs.importers.values import Fields
+
+# What a gateway logs beside chats, told by its endpoint or by what comes back.
+_NO_CHATS = {"embedding": "embeddings", "moderation|flagged": "a moderation"}
+_NO_CHATS |= {"image|b64json": "an image", "speech|transcription": "audio"}
+_NO_CHATS |= {"rerank|relevancescore": "a ranking"}
 
 
 class UnknownShapeError(ValueError):
@@ -27,7 +33,8 @@ def exchange(record: dict) -> list[c.Call]:
     fields = Fields(record)
     sent, got = _body(fields, *N.request), _body(fields, *N.response)
     sent = {"messages": sent} if isinstance(sent, str | list) else sent
-    stored = _body(fields, "proxy_server_request")  # LiteLLM's, if told to
+    stored = _body(fields, "proxy_server_request", "kwargs")  # LiteLLM's
+    _refuse_other_kinds(record, fields, Fields(got))
     for request in (Fields(sent), fields, Fields(stored)):
         if chat := chat_in(request):
             break
@@ -51,11 +58,40 @@ def exchange(record: dict) -> list[c.Call]:
     more = {"gen_ai.provider.name": vendor, "gen_ai.response.id": body.get("id")}
     more["gen_ai.response.model"] = body.get("model")
     more["error.type"] = error
+    if got is None:  # what failed may have cost tokens
+        more |= v.usage(body.get(*N.usage))[0]
     call = c.model_call(fields, request, chat, got, more)
     if c.OUTPUT not in call.attributes:
         raise UnknownShapeError(record, "neither a reply nor an error")
+    _refuse_unknown(call, got, fields.get(*N.response) is not None)
     call.time = call.time or v.clock(body)[0]
     return [call]
+
+
+def _refuse_other_kinds(record: dict, fields: Fields, body: Fields) -> None:
+    """Refuse what is no chat, and chats whose texts were not logged."""
+    if body.get("choices", "content", "output"):
+        return
+    items = [*v.as_list(body.get("data", "results")), None]
+    where = fields.get("call_type", "endpoint", "path", "request_path", "url")
+    told = v.canon([where, *Fields(items[0]).names])
+    for words, what in _NO_CHATS.items():
+        if re.search(words, told):
+            raise UnknownShapeError(record, f"this is {what} and no chat")
+    if "redacted-by-litellm" in v.as_text(fields.get("messages", "response")):
+        raise UnknownShapeError(record, "the content was not logged (LiteLLM redacts)")
+
+
+def _refuse_unknown(call: c.Call, got: Any, named: bool) -> None:
+    """Refuse a dictionary of unknown form for a reply, if named or asked in kind.
+
+    Beside a question in text, one under `output` is the JSON that a product asks for.
+    """
+    asked, said = (call.attributes.get(k) or [{}] for k in (c.INPUT, c.OUTPUT))
+    unknown = isinstance(got, dict) and said[0].get("content") == v.as_text(got)
+    given = v.decoded(asked[-1].get("content"))
+    if unknown and (named or isinstance(given, dict)):
+        raise UnknownShapeError(got, "no reply that is known")
 
 
 def _body(fields: Fields, *names: str) -> Any:
@@ -71,9 +107,11 @@ def step(record: dict) -> list[c.Call]:
     These are Langfuse's observations and LangSmith's runs, as JSON or as rows of a
     table; `spans` makes such a record of each span, with `attributes`.
     """
+    if isinstance(record.get("trace"), dict):  # Langfuse's page of a trace
+        record = {**record["trace"], **record, "trace": None}
     fields = Fields(record)
     kind = fields.get("run_type", "type", "observation_type") or "chain"
-    kind = c.KINDS.get(v.canon(kind), "")
+    kind = c.KINDS.get(v.canon(kind), "other")
     asked, got = fields.get("input", "inputs"), fields.get("output", "outputs")
     name, error = v.as_text(fields.get("name")), v.failure(fields.get("error"))
     if fields.get("level") == "ERROR":
@@ -93,8 +131,13 @@ def step(record: dict) -> list[c.Call]:
     call.span_id, call.parent_id = str(own or call.span_id), str(parent or "")
     calls = [call]
     for child in v.as_list(children):
-        if isinstance(child, dict):
+        if not isinstance(child, dict):
+            call.faults.append("span is only an id or null: export whole observations")
+            continue
+        try:
             calls += step({"trace_id": call.trace_id} | v.present(child))
+        except Exception as error:  # costs this step only
+            call.faults.append(f"span {Fields(child).get('id', 'name')}: {error}")
     return calls
 
 
@@ -152,5 +195,6 @@ def row(record: dict) -> list[c.Call]:
             raise UnknownShapeError(record, f"the chat ends with role {role}: no reply")
         got = [chat.pop()]
     call = c.model_call(fields, fields, chat, got, {})
+    _refuse_unknown(call, got, False)
     call.alone = True
     return [call]

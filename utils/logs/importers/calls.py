@@ -27,7 +27,7 @@ _COUNTS = ("tokens", "tokensin", "tokensout", "inputusage", "outputusage", "eval
 KINDS = dict.fromkeys(map(canon, N.llm_kind), "llm")
 KINDS |= dict.fromkeys(map(canon, N.tool_kind), "tool")
 KINDS |= dict.fromkeys(map(canon, N.outer_kind), "outer")
-KINDS |= dict.fromkeys(("event", "retriever", "embedding"), "")
+KINDS |= dict.fromkeys(map(canon, N.no_kind), "")
 
 
 @dataclass
@@ -35,8 +35,9 @@ class Call:
     """A model call ("llm"), a tool call ("tool") or what encloses them ("outer").
 
     An outer span stands in where its trace has no model call; one of kind "" is no
-    call: it tells ids and time. `results` are those of tools that the provider itself
-    ran. `alone` marks a row of a data set, whose id may come twice.
+    call: it tells ids and time; so does "other", a kind that is not known. `results`
+    are those of tools that the provider itself ran. `alone` marks a row of a data set,
+    whose id may come twice.
     """
 
     kind: str
@@ -51,9 +52,11 @@ class Call:
     time: float | None = None  # seconds since 1970
     seconds: float | None = None
     alone: bool = False
+    feedback: dict | None = None
     line: int = 0
     unused: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)  # of steps within, left out
 
 
 def model_call(
@@ -66,7 +69,14 @@ def model_call(
     """
     more = present(more)
     nothing = [] if "error.type" in more else None
-    replies, ends = replies_in(got)
+    replies, ends, before = replies_in(got)
+    if before:  # a whole chat came back: its own questions stand for those asked
+        ours = conversation(before)
+        roles = {message["role"] for message in ours}
+        if "user" in roles:
+            system = [m for m in conversation(chat) if m["role"] == "system"]
+            chat = [] if "system" in roles else system
+        chat = [*chat, *ours]
     given = more.pop(ENDS, None)
     ends = ends if any(ends) else v.as_list(given) or [given]
     ends = [*ends, *[None] * (len(replies) - len(ends))]
@@ -81,7 +91,8 @@ def model_call(
         said.append(message | ({"tool_calls": tools} if tools else {}))
         if '"refusal": "' in v.as_text(choice) and ends[place] in (None, "stop"):
             ends[place] = "refusal"
-    body, (counts, notes) = Fields(got), _counts(fields, got)
+    body = Fields(got)  # a chat's messages have counts, too: the whole run's count
+    counts, notes = _counts(fields, None if before else got)
     attributes = {
         "gen_ai.operation.name": "chat",
         **_settings(request, known_only=request is fields),
@@ -134,10 +145,12 @@ def _counts(fields: Fields, got: Any) -> tuple[dict, list[str]]:
         flat = [name for name in flat if v.usage({name: 1})[0]]
         blocks.append(decoded(holder.get(*N.usage)))
         blocks.append({name: holder.get(name) for name in flat})
+    wrong: list[str] = []
     for known, notes in map(v.usage, blocks):
         if set(known) & set(TOKENS):
             return known, notes
-    return {}, []
+        wrong += notes
+    return {}, wrong
 
 
 def _within(got: Any, depth: int = 0) -> Iterator[Fields]:
@@ -157,14 +170,21 @@ def identified(call: Call, fields: Fields, request: Fields) -> Call:
             held = Fields(decoded(one.get(name)))
             around += [held, Fields(held.get("metadata"))]
     for place, names in (("session_id", N.session_id), ("user_id", N.user_id)):
-        found = (one.get(*names) for one in (request, fields, *around))
+        found = [one.get(*names) for one in (request, fields, *around)]
+        found += [Fields(one).get("id", *names) for one in found]
         plain = (value for value in found if isinstance(value, str | int))
         setattr(call, place, next(plain, None))
     for holder in around:
         for key, value in holder.record.items():
             if isinstance(value, str | int | float | bool) and value != "":
                 call.attributes.setdefault(f"metadata.{key}", value)
+    for name in N.feedback:
+        call.feedback = call.feedback or v.feedback(fields.get(name))
+        if not call.feedback:
+            fields.used.discard(canon(name))  # it is named as not used
     call.time, call.seconds = v.clock(fields)
+    if call.time is None and (when := fields.get(*N.time)):
+        call.notes.append(f"time {v.as_text(when)[:40]!r} cannot be read")
     ids = list(filter(None, [fields.get(name) for name in N.trace_id]))
     call.trace_id = str(ids[0]) if ids else v.digest(fields.record)
     call.span_id = v.digest(fields.record)[:16]
@@ -183,7 +203,11 @@ def span(kind: str, name: str, attributes: dict, seconds: float | None = None) -
 
 def _tool_spans(chat: list[dict], results: list[dict] = ()) -> Iterator[dict]:
     """Make a span of each tool call since the last user message, with any result."""
-    asked = max((i for i, m in enumerate(chat, 1) if m["role"] == "user"), default=0)
+    asked, before = 0, ""
+    for place, message in enumerate(chat, 1):
+        if message["role"] == "user" and before != "tool":  # else of the same turn
+            asked = place
+        before = message["role"]
     answers = [m for m in [*chat[asked:], *results] if m["role"] == "tool"]
     answered = {m.get("tool_call_id"): m["content"] for m in answers}
     for message in chat[asked:]:
@@ -198,6 +222,29 @@ def _tool_spans(chat: list[dict], results: list[dict] = ()) -> Iterator[dict]:
             if call["id"] in answered:
                 attributes[RESULT] = v.as_object(answered[call["id"]])
             yield span("tool", f"execute_tool {name}", attributes)
+
+
+def _mend_arguments(spans: list[dict]) -> None:
+    """Give tool spans the arguments of the model's call, where their own say less."""
+    tools = [one["attributes"] for one in spans if one["kind"] == "tool"]
+    said: list[dict] = []
+    for one in spans:
+        said += _tool_spans(one["attributes"].get(OUTPUT) or [])
+    for name in {tool["gen_ai.tool.name"] for tool in tools}:
+        mine = [tool for tool in tools if tool["gen_ai.tool.name"] == name]
+        told = [call for call in said if call["name"] == f"execute_tool {name}"]
+        if len(mine) != len(told):
+            continue  # nothing tells which call is which
+        for own, call in zip(mine, told, strict=True):
+            if _says_less(own.get(ARGUMENTS)):
+                own[ARGUMENTS] = call["attributes"][ARGUMENTS]
+
+
+def _says_less(arguments: dict | None) -> bool:
+    """Say whether arguments are none, a mere text, or the schema of a tool."""
+    values = (arguments or {}).values()
+    schema = all(isinstance(value, dict) and "type" in value for value in values)
+    return schema or {"properties"} <= set(arguments) or set(arguments) == {"text"}
 
 
 def groups_of(calls: list[Call]) -> list[list[Call]]:
@@ -224,11 +271,15 @@ def trace_of(group: list[Call]) -> dict:
         asked = _tool_spans(last.get(INPUT) or [])
         said = _tool_spans(last.get(OUTPUT) or [], chosen[-1].results)
         spans = [*spans[:-1], *asked, spans[-1], *said]
+    else:
+        _mend_arguments(spans)
     times = [call.time for call in group if call.time is not None]
     trace = {"trace_id": group[0].trace_id}
     for who in ("session_id", "user_id"):
         ids = (getattr(call, who) for call in group)
         trace[who] = next((str(one) for one in ids if one is not None), None)
+    said = next((call.feedback for call in group if call.feedback), None)
+    trace |= {"feedback": said} if said else {}
     return trace | {"time": v.timestamp(min(times, default=None)), "spans": spans}
 
 

@@ -42,7 +42,8 @@ def messages(message: Any, role: str = "user") -> list[dict]:
     item = canon(raw.get("type") or "").endswith((*_CALLS, *_RESULTS))
     item = item and "role" not in raw
     given = (raw[k] for k in ("content", "parts", "contents", "refusal") if raw.get(k))
-    content = raw if item else next(given, [])
+    heard = Fields(raw.get("audio")).get("transcript")
+    content = raw if item else next(given, heard or [])
     said, calls, results, glue = [], [], [], "\n"
     for block in map(_block, content if isinstance(content, list) else [content]):
         kind = canon(block["type"])
@@ -213,29 +214,36 @@ def chat_in(fields: Fields) -> list:
     return [*raws(fields.get(*N.system), "system"), *chat] if chat else []
 
 
-def replies_in(got: Any) -> tuple[list[list], list]:
-    """List the replies of a response, each as its messages, and why each ended."""
+def replies_in(got: Any) -> tuple[list[list], list, list]:
+    """List the replies of a response, each as its messages, and why each ended.
+
+    The third list is what stands before the reply, where the response is a whole chat.
+    """
     parsed = decoded(got)
     body = Fields(parsed)
     if isinstance(got, str) and not {"choices", "generations"} & body.names.keys():
         body = Fields(None)  # JSON of a product is text
     for name in ("choices", "generations"):
         if isinstance(body.record.get(name), list):
-            return _from_choices(body.record[name])
+            return *_from_choices(body.record[name]), []
     end = Fields(body.get("incomplete_details")).get("reason")
     end = end or body.get(*N.finish)
     whole = is_message(body.record) or body.get("content")
     if inner := None if whole else body.get(*N.reply, *N.weak_reply, "messages"):
-        replies, ends = replies_in(inner)
-        return replies, ends if any(ends) else [end]
+        replies, ends, before = replies_in(inner)
+        return replies, ends if any(ends) else [end], before
     said = [] if body.record.get("output") == [] else raws(got, "assistant")
     ends = [end or Fields(raw).get(*N.finish) for raw in said]
-    chat = conversation(said, "assistant")
-    if {"user", "system"} & {message["role"] for message in chat}:  # a whole chat
-        said = [m for m in chat if m["role"] == "assistant"][-1:]
+    roles = [messages(raw, "assistant")[0]["role"] for raw in said]
+    whole = all("role" in _unwrapped(raw) for raw in said)  # no items of Responses
+    if whole and {"user", "system", "tool"} & set(roles):
+        last = max((i for i, r in enumerate(roles) if r == "assistant"), default=None)
+        if last is not None:
+            return [said[last:]], ends[last:], said[:last]
+        return [], [], said
     if all(isinstance(m, dict) and "role" in m and "type" not in m for m in said):
-        return [[raw] for raw in said], ends
-    return [said], ends
+        return [[raw] for raw in said], ends, []
+    return [said], ends, []
 
 
 def _from_choices(given: list) -> tuple[list[list], list]:

@@ -1,6 +1,6 @@
 """Files: any encoding that logs come in, JSON lines, documents, tables."""
 
-import ast
+import contextlib
 import csv
 import gzip
 import io
@@ -9,6 +9,8 @@ import re
 import warnings
 import zlib
 from typing import Any
+
+from utils.logs.importers.values import printed
 
 _REFUSED = {b"PK\x03\x04": "a zip archive or a spreadsheet", b"PAR1": "a Parquet file"}
 _REFUSED |= {b"SQLite format 3": "an SQLite database", b"%PDF": "a PDF"}
@@ -23,7 +25,9 @@ def records(data: bytes) -> tuple[list[Any], str]:
     (dictionaries by column). A list that is cut off ends with its rest, as bytes.
     ValueError names a file that holds no text.
     """
-    data = _utf8(data)
+    data = _utf8(data).replace(b"\x1e", b"")  # what stands before a line of json-seq
+    if re.match(rb"\s*(event:[^\n]*\n)?data:", data):
+        raise ValueError("a raw stream has no question: log request and reply as JSON")
     try:
         whole = json.loads(data)
         return (whole if isinstance(whole, list) else [whole]), "list"
@@ -40,11 +44,8 @@ def records(data: bytes) -> tuple[list[Any], str]:
 
 def _utf8(data: bytes) -> bytes:
     """Bring a text to UTF-8; what is neither that nor UTF-16 is read with a warning."""
-    if data.startswith(b"\x1f\x8b"):
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"the gzip file is damaged: {error}") from None
+    while data.startswith(b"\x1f\x8b"):
+        data = _unpacked(data)
     for magic, what in _REFUSED.items():
         if data.startswith(magic):
             raise ValueError(f"this is {what}: unpack it or export it as JSON or CSV")
@@ -60,6 +61,20 @@ def _utf8(data: bytes) -> bytes:
         told = "the file is no UTF-8 and was read as Windows-1252 (Latin-1); "
         warnings.warn(f"{told}save it as UTF-8 if letters look wrong", stacklevel=4)
     return data.decode(encoding, "replace").encode("utf-8", "backslashreplace")
+
+
+def _unpacked(data: bytes) -> bytes:
+    """Decompress gzip; of a file that is cut, as far as it goes, with a warning."""
+    file, pieces = gzip.GzipFile(fileobj=io.BytesIO(data)), []
+    try:
+        while piece := file.read1(1 << 16):
+            pieces.append(piece)
+    except (OSError, EOFError, zlib.error) as error:
+        if not pieces:
+            raise ValueError(f"the gzip file is damaged: {error}") from None
+        told = f"the gzip file is damaged: {error}; what comes before is read"
+        warnings.warn(told, stacklevel=5)
+    return b"".join(pieces)
 
 
 def _parses(line: bytes) -> bool:
@@ -86,15 +101,25 @@ def _documents(data: bytes, lines: bool) -> list[Any] | None:
 
 def _table(data: bytes) -> list[dict] | None:
     """Read a table with a head: commas, semicolons or tabs; None if it is none."""
-    text = data.decode(errors="replace").lstrip()
+    text = data.decode(errors="replace").lstrip("\ufeff \r\n")
     head, _, rest = text.partition("\n")
     comma = max(",;\t", key=head.count)
     names = next(csv.reader([head], delimiter=comma), [])
-    if len(names) < 2 or not rest.strip() or not all(map(str.strip, names)):
+    # A first column without a name is an index, as pandas writes one.
+    named = all(map(str.strip, names[1:])) and not re.search(r"[{\x00-\x08]", head)
+    if len(names) < 2 or not rest.strip() or not named:
         return None
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        told = f"columns come twice, the last counts: {', '.join(twice)}"
+        warnings.warn(told, stacklevel=4)
     csv.field_size_limit(10**9)  # a cell may hold a whole chat
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=comma)
-    return [{k: _cell(v) for k, v in row.items() if k} for row in rows]
+    found = list(rows)
+    if long := [str(n) for n, row in enumerate(found, 1) if row.get(None)]:
+        told = f"more cells than columns at line {', '.join(long[:5])}"
+        told += f" ({len(long)} in all): is a comma within a text not quoted?"
+        warnings.warn(told, stacklevel=4)
+    return [{k: _cell(v) for k, v in row.items() if k} for row in found]
 
 
 def _cell(value: Any) -> Any:
@@ -102,9 +127,7 @@ def _cell(value: Any) -> Any:
     text = value.strip() if isinstance(value, str) else ""
     if text.lower() in ("", "null", "none", "nan"):
         return None
-    for read in (json.loads, ast.literal_eval) if text[0] in "[{" else ():
-        try:
+    for read in (json.loads, printed) if text[0] in "[{" else ():
+        with contextlib.suppress(ValueError, RecursionError):
             return read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
     return value

@@ -22,11 +22,14 @@ session_id: gen_ai.conversation.id session_id conversation_id thread_id chat_id 
 user_id: user_id end_user request_user_id end_user_id enduser.id langfuse.user.id
   user_api_key_end_user_id ai.telemetry.metadata.userId
   traceloop.association.properties.user_id user safety_identifier
+feedback: feedback user_feedback feedback_rating rating thumbs verdict scores
+  feedback_stats
+said: verdict rating value score thumbs avg string_value label
 metadata: metadata properties request_properties extra
 error: error exception error_message error_str error_information
 status: status_code response_status http_status response_code status
 request: request request_body req raw_request
-response: response response_body res raw_response
+response: response response_body res raw_response response_obj
 envelope: data observations runs rows items traces results records logs requests spans
   events hits log trace message msg jsonPayload payload _source event body record
   standard_logging_object run span kwargs examples row
@@ -69,7 +72,10 @@ llm_kind: chat generate_content text_completion completion llm generation
   ai.streamObject.doStream
 tool_kind: tool execute_tool ai.toolCall
 outer_kind: chain agent span task workflow invoke_agent ai.generateText ai.streamText
-  ai.generateObject ai.streamObject
+  ai.generateObject ai.streamObject create_agent invoke_workflow
+no_kind: event retriever embedding embeddings retrieval rerank reranker guardrail
+  evaluator prompt parser ai.embed.doEmbed ai.embedMany.doEmbed ai.embed ai.embedMany
+  unknown
 kind: gen_ai.operation.name openinference.span.kind llm.request.type ai.operationId
   langfuse.observation.type traceloop.span.kind
 span_in: gen_ai.input.messages gen_ai.prompt llm.input_messages llm.prompts
@@ -82,8 +88,8 @@ span_bulk: ai.response. ai.toolCall. input. output. llm.tools llm.request.functi
   langfuse.trace. tool. llm.invocation_parameters llm.prompt_template
   gen_ai.system_instructions gen_ai.tool.definitions
 tool: gen_ai.tool.name tool.name ai.toolCall.name traceloop.entity.name
-tool_in: gen_ai.tool.call.arguments ai.toolCall.args ai.toolCall.input tool.parameters
-  langfuse.observation.input traceloop.entity.input input.value
+tool_in: gen_ai.tool.call.arguments ai.toolCall.args ai.toolCall.input
+  langfuse.observation.input traceloop.entity.input input.value tool.parameters
 tool_out: gen_ai.tool.call.result ai.toolCall.result ai.toolCall.output
   langfuse.observation.output traceloop.entity.output output.value
 model: gen_ai.request.model llm.request.model llm.model_name ai.model.id

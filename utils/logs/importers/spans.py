@@ -23,6 +23,7 @@ _SCOPES += ("instrumentationlibrarylogs",)
 # JSON around what was asked and said; elsewhere, a text that is JSON is a text.
 _WRAPPED = (INPUT, OUTPUT, "ai.prompt", "traceloop.entity.input", "request_data")
 _WRAPPED += ("traceloop.entity.output", "response_data")
+_COUNT = re.compile("usage|_count|gen_ai.response.*_tokens")
 # An event with one of these names ends a call.
 _LAST = ("gen_ai.choice", "gen_ai.client.inference.operation.details")
 
@@ -52,11 +53,30 @@ class Export:
         if not names & {*_RESOURCES, *_SCOPES}:
             log = names & {"eventname", "body"} and "name" not in names
             record = {"scopespans": [{"logrecords" if log else "spans": [record]}]}
-        for resource in _under(record, *_RESOURCES) or [record]:
-            about = _values(v.as_object(resource.get("resource")).get("attributes"))
-            for scope in _under(resource, *_SCOPES):
-                self.spans += [(line, one, about) for one in _under(scope, "spans")]
-                self.logs += [(line, log) for log in _under(scope, "logrecords")]
+        for resource in self._under(line, record, *_RESOURCES) or [record]:
+            about = {}
+            try:
+                about = _values(v.as_object(resource.get("resource")).get("attributes"))
+            except ValueError as error:
+                self.faults.append((line, f"the resource's {error}"))
+            for scope in self._under(line, resource, *_SCOPES):
+                for one in self._under(line, scope, "spans"):
+                    self.spans.append((line, one, about))
+                for log in self._under(line, scope, "logrecords"):
+                    self.logs.append((line, log))
+
+    def _under(self, line: int, holder: dict, *names: str) -> list[dict]:
+        """List what stands under these names; what is no object is a fault."""
+        found = []
+        for name in names:
+            held = holder.get(Fields(holder).names.get(name), [])
+            for one in held if isinstance(held, list) else [held]:
+                if isinstance(one, dict):
+                    found.append(one)
+                else:
+                    what = as_text(one)[:40] or "null"
+                    self.faults.append((line, f"span in {name} is {what}, no object"))
+        return found
 
     def calls(self) -> list[Call]:
         """Make a call of each span; `faults` tells of those that cannot be read."""
@@ -93,12 +113,6 @@ class Export:
         return sorted(made, key=lambda call: call.time or 0)
 
 
-def _under(holder: dict, *names: str) -> list[dict]:
-    lists = [Fields(holder).get(name) for name in names]
-    found = [one for held in lists if isinstance(held, list) for one in held]
-    return [one for one in found if isinstance(one, dict)]
-
-
 def _ids(one: dict) -> tuple[str, str]:
     fields = Fields(one | Fields(one.get("context")).record)
     names = ("trace_id", "span_id")
@@ -124,6 +138,8 @@ def _values(pairs: Any) -> dict:
     if isinstance(pairs, list):
         known = [pair for pair in pairs if isinstance(pair, dict) and "key" in pair]
         pairs = {str(pair["key"]): _typed(pair) for pair in known}
+    if not isinstance(pairs, dict | None) and pairs != "":
+        raise ValueError(f"attributes are {pairs!r:.40}, no list of keys and values")
     found = dict(_flat(pairs if isinstance(pairs, dict) else {}))
     return {key: value for key, value in found.items() if value not in (None, "")}
 
@@ -263,18 +279,18 @@ def _span_call(one: dict, about: dict, logged: list[tuple[str, dict]]) -> Call:
     values |= {k.removeprefix("attributes."): v for k, v in _values(columns).items()}
     if fields.get("span_kind"):
         values.setdefault("openinference.span.kind", fields.get("span_kind"))
-    events = [_event(event) for event in _under(one, "events")]
+    events = [_event(event) for event in as_list(fields.get("events"))]
     for event in as_list(values.pop("events", None)):  # Logfire's
         events.append((as_text(event.get("event.name")), event))
     chat, replies = _told([*events, *logged], values)
     given, every = Fields(values), Fields(about | values)
-    word, texts = (
-        as_text(decoded(given.get(*N.kind))),
-        (*N.span_in[:4], *N.span_out[:4]),
-    )
-    if not word and (chat or replies or any(key.startswith(texts) for key in values)):
-        word = "llm"
+    word = as_text(decoded(given.get(*N.kind)))
     kind = KINDS.get(canon(word))
+    # An operation of a name that is not known, which has messages or a model.
+    texts = (*N.span_in[:4], *N.span_out[:4])
+    known = chat or replies or given.get(*N.model)
+    if kind is None and (known or any(key.startswith(texts) for key in values)):
+        word = kind = "llm"
     error, status = given.get("error.type", "exception.type"), Fields(one.get("status"))
     code = as_text(status.get("code", "status_code") or fields.get("status_code"))
     if code.upper().endswith(("2", "ERROR")):
@@ -300,7 +316,8 @@ def _span_call(one: dict, about: dict, logged: list[tuple[str, dict]]) -> Call:
     kept["gen_ai.response.id"] = given.get("gen_ai.response.id", "ai.response.id")
     kept["gen_ai.response.model"] = given.get(*N.response_model)
     kept["gen_ai.response.finish_reasons"] = given.get(*N.span_ends)
-    counts = {k: value for k, value in values.items() if "usage" in k or "_count" in k}
+    counts = {k: value for k, value in values.items() if _COUNT.search(k)}
+    counts["caches"] = decoded(values.get("ai.response.providerMetadata"))
     trace_id, span_id = _ids(one)
     record = {
         "run_type": word or "event",

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from utils.logs.importers.values import as_text, decoded, present
+from utils.logs.importers.values import Fields, as_text, decoded, present
 
 
 def events(raw: Any) -> list[dict]:
@@ -49,6 +49,8 @@ def joined(chunks: list[dict] | str) -> dict:
     choices: dict[int, dict] = {}
     for chunk in events(chunks):
         keys = ("id", "model", "created", "usage", "service_tier", "error")
+        groq = Fields(chunk.get("x_groq")).get("usage")
+        body |= {"usage": groq} if groq else {}
         body |= {key: chunk[key] for key in keys if chunk.get(key)}
         for part in chunk.get("choices") or []:
             message = {"role": "assistant", "content": "", "tool_calls": {}}

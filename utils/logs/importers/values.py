@@ -1,5 +1,6 @@
 """Values of foreign records: names, JSON within text, times, errors, tokens."""
 
+import ast
 import contextlib
 import functools
 import hashlib
@@ -7,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from utils.logs.importers.names import N
@@ -68,9 +70,20 @@ def decoded(value: Any) -> Any:
     return value
 
 
+def printed(text: str) -> Any:
+    """Read what Python prints of a list or a dictionary; ValueError if it is none."""
+    try:
+        return json.loads(json.dumps(ast.literal_eval(text.strip())))
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        raise ValueError(f"no value that Python prints: {text[:40]!r}") from None
+
+
 def as_object(value: Any) -> dict:
     """Decode a dictionary where there is one; anything else goes under `text`."""
     parsed = decoded(value)
+    if isinstance(parsed, str) and parsed.lstrip()[:1] == "{":
+        with contextlib.suppress(ValueError):
+            parsed = printed(parsed)
     if isinstance(parsed, dict):
         return parsed
     return {} if value in (None, "") else {"text": value}
@@ -97,8 +110,8 @@ def moment(when: Any) -> float | None:
     """Give seconds since 1970 for text or a number in any unit, None if it is none."""
     if isinstance(when, str):
         text = when.strip().removesuffix(" UTC")
-        for read in (float, datetime.fromisoformat):
-            with contextlib.suppress(ValueError):
+        for read in (float, datetime.fromisoformat, parsedate_to_datetime):
+            with contextlib.suppress(ValueError, TypeError):
                 when = read(text)
                 break
     if isinstance(when, datetime):
@@ -176,41 +189,78 @@ def failure(error: Any, status: Any = None) -> str | None:
     return error_type(as_text(kind), coded)
 
 
+_VERDICTS = {"thumbs_up": "thumbsup up true 1 positive good like correct right"}
+_VERDICTS |= {"thumbs_down": "thumbsdown down false negative bad dislike wrong"}
+_VERDICTS |= {"approved": "approved accepted", "corrected": "corrected edited"}
+_SAID = {word: said for said, words in _VERDICTS.items() for word in words.split()}
+
+
+def feedback(value: Any) -> dict | None:
+    """Read what a user said, in any form; None if no verdict of ours is in it.
+
+    Of scores by name, those of users count: others may be a judge's.
+    """
+    value, comment = decoded(value), None
+    if isinstance(value, list):
+        value = {as_text(Fields(one).get("name", "key")): one for one in value}
+    if isinstance(value, dict):
+        fields = Fields(value)
+        said, comment = fields.get(*N.said), fields.get("comment")
+        if said is None:
+            users = re.compile("user|feedback|thumb|rating", re.I)
+            held = (feedback(one) for key, one in value.items() if users.search(key))
+            return next(filter(None, held), None)
+        value = said
+    text = as_text(value).removesuffix(".0")
+    verdict = _SAID.get("down" if text == "-1" else canon(text))
+    found = {"source": "user", "verdict": verdict, "comment": comment}
+    return present(found) if verdict else None
+
+
 TOKENS = ("gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens")
 _KINDS = ("cache_read.input", "cache_creation.input", "reasoning.output")
 _NAMES = (*TOKENS, *(f"gen_ai.usage.{kind}_tokens" for kind in _KINDS))
-_PREFIX = re.compile(r"^(gen_ai\.usage|llm\.usage|llm\.token_count|ai\.usage)\.")
+_TOTALS = set(map(canon, (*N.sent, *N.got, *N.total)))
+_PREFIX = re.compile(r"^((gen_ai|llm|ai)\.(usage|response|token_count))\.")
 
 
 def usage(counts: Any) -> tuple[dict, list[str]]:
     """Read token counts under any name; give OpenTelemetry's, and contradictions.
 
     OpenAI and OpenTelemetry count cached input within the input, Anthropic and
-    Langfuse beside it: there it is added. A total decides where there is one. A count
-    that cannot be true is left out and told.
+    Langfuse beside it: there it is added, as is more cached input than there is input.
+    A total decides where there is one. A count that cannot be true is told.
     """
     flat: dict[str, int] = {}
+    notes: list[str] = []
     spans = False  # OpenTelemetry's own names
     for name, value in _leaves(counts):
         plain, prefixed = _PREFIX.subn("", str(name))
         spans = spans or bool(prefixed)
-        with contextlib.suppress(ValueError, TypeError, OverflowError):
-            flat.setdefault(canon(plain), int(float(value)))
+        name = canon(plain)
+        if re.fullmatch(r"\d+(\.0*)?(e\+?\d)?", str(value).strip()):
+            flat.setdefault(name, int(float(value)))
+        elif value not in EMPTY and (name.endswith("tokens") or name in _TOTALS):
+            notes.append(f"{plain} is {value!r:.20}, no count")
 
     def find(names: tuple[str, ...], end: bool = False) -> int | None:
         for name in map(canon, names):
             for key, value in flat.items():
-                if value >= 0 and (key == name or (end and key.endswith(name))):
+                if key == name or (end and key.endswith(name)):
                     return value
         return None
 
     sent, got, total = find(N.sent), find(N.got), find(N.total)
     read, wrote, thought = (find(n, end=True) for n in (N.read, N.wrote, N.thought))
-    cached, notes = (read or 0) + (wrote or 0), []
+    if wrote is None:  # Anthropic counts by how long it keeps them
+        wrote = sum(n for key, n in flat.items() if "ephemeral" in key) or None
+    cached = (read or 0) + (wrote or 0)
     # What stands beside the input, and beside the output. Langfuse: every kind.
     buckets = "input" in flat or "output" in flat
     anthropic = {"cachereadinputtokens", "cachecreationinputtokens"} & flat.keys()
     anthropic = anthropic and "inputtokens" in flat and not spans
+    if "prompttokens" in flat:  # the AI SDK's fourth version
+        anthropic = anthropic or any("anthropic" in key for key in flat)
     beside = cached if buckets or anthropic else 0
     apart = (thought or 0) if buckets else 0
     if None not in (sent, got, total):
@@ -221,6 +271,9 @@ def usage(counts: Any) -> tuple[dict, list[str]]:
             notes.append(f"{sent} + {got} tokens make no total of {total}")
         beside, apart = [*fits, ways[0]][0]
     if sent is not None:
+        openai = any("prompttokensdetails" in key for key in flat)  # a part, for sure
+        if cached > sent and not openai:  # a part cannot be more than the whole
+            beside = cached
         sent += beside
         if cached > sent:
             notes.append(f"{cached} cached tokens are more than the input of {sent}")
