@@ -25,8 +25,9 @@ from rapidfuzz.distance import OSA
 
 # What a text may have beyond another and still ask the same; a product may have more.
 FILLERS = frozenset(
-    """a an and are can cheers could do does for hello hi id is it kindly let me my of
-    our ours please pls plz thank thanks the us we will would you your""".split()  # noqa: SIM905
+    """a an and are asap can cheers could do does for give hello hey hi id is kindly
+    let lot me my of our ours please pls plz show tell thank thanks the thx we will
+    would you your""".split()  # noqa: SIM905
 )
 _MONTHS = {name[:3].casefold() for name in calendar.month_name[1:]}
 # Behind such a word the words have a role: tea but not coffee, from Lisbon to Porto.
@@ -35,14 +36,16 @@ _ORDERING = frozenset(
     minus instead of over under until nicht ohne aber statt von nach vor sans mais
     sauf pas avant sin pero antes hasta desde""".split()  # noqa: SIM905
 )
+_SIGNS = "%<>=≤≥≠+±×÷−"
 _BLOCK = 1024  # rows of the score table held at a time
 
 
 def normalise(text: str) -> str:
     """Return `text` as lower-case words with one space between, no punctuation.
 
-    Width, accents of Latin letters and characters without a shape do not count. `%`
-    counts as a word: a share is another question than a count.
+    Width, accents of Latin letters and characters without a shape do not count. Signs
+    that change what is asked are words: `%`, `<`, `=`, currencies, a minus before a
+    number, the `#` of C#.
     """
     folded = unicodedata.normalize("NFKD", text).casefold()
     folded = "".join(c for c in folded if category(c) != "Cf")
@@ -50,10 +53,15 @@ def normalise(text: str) -> str:
     # Elsewhere a mark makes another letter: й is not и, and が is not か.
     folded = re.sub(r"(?<=[a-z])[\u0300-\u036f]+", "", folded)
     folded = unicodedata.normalize("NFKC", folded)
-    folded = re.sub(r"['’]", "", folded).replace("%", " % ")
+    folded = re.sub(r"['’]|(?<=\d),(?=\d{3}\b)", "", folded)  # don't; 1,500
+    folded = re.sub(r"(?<!\S)-(?=\d)|(?<=[a-z])#", " − ", folded)
     # Letters, their marks (as in Hindi) and numbers.
-    kept = (c if c in "%_" or category(c)[0] in "LMN" else " " for c in folded)
-    return " ".join("".join(kept).split()) or " ".join(folded.split())
+    words = ""
+    for c in folded:
+        sign = c in _SIGNS or category(c) == "Sc"
+        letter = c == "_" or category(c)[0] in "LMN"
+        words += f" {c} " if sign else c if letter else " "
+    return " ".join(words.split()) or " ".join(folded.split())
 
 
 def duplicates(texts: Sequence[str]) -> list[int]:
@@ -154,6 +162,8 @@ def _agree(one: str, other: str, fillers: Set[str]) -> bool:
     """Say whether the words that only one of two texts has are fillers or slips."""
     if _sequences(one) != _sequences(other) or not _same_roles(one, other, fillers):
         return False
+    if _swapped(one, other, fillers):
+        return False
     left, right = Counter(one.split()), Counter(other.split())
     only_left = sorted(w for w in (left - right).elements() if w not in fillers)
     only_right = sorted(w for w in (right - left).elements() if w not in fillers)
@@ -172,6 +182,17 @@ def _sequences(text: str) -> dict[str, list[str]]:
         elif re.search(r"\d", word):
             found.setdefault(re.sub(r"\d", "", word), []).append(word)
     return found
+
+
+def _swapped(one: str, other: str, fillers: Set[str]) -> bool:
+    """Say whether two words changed places around others: `Ana paid Ben`, reversed."""
+    left, right = ([w for w in t.split() if w not in fillers] for t in (one, other))
+    while left and right and left[0] == right[0]:
+        left, right = left[1:], right[1:]
+    while left and right and left[-1] == right[-1]:
+        left, right = left[:-1], right[:-1]
+    turned = [left[-1], *left[1:-1], left[0]] if len(left) > 2 else []
+    return bool(turned) and turned == right
 
 
 def _same_roles(one: str, other: str, fillers: Set[str]) -> bool:
