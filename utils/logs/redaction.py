@@ -424,6 +424,8 @@ _SMALL = rf"{_LOW}{{2,30}}(?:[-'’]{_LOW}{{2,30}})*"
 _NAME = rf"(?P<name>{_CAPPED})"
 _SHOWN = rf"(?P<name>{_CAPPED}|{_LOUD}(?: {_LOUD}){{0,2}})"
 _ANY = rf"(?P<name>{_CAPPED}|{_LOUD}(?: {_LOUD}){{0,2}}|{_SMALL}(?: {_OF}{_SMALL})?)"
+# `im carlos`, but not German `liegt im Lager`.
+_I_AM = rf"(?:{_W.i_am}|(?<![^\W\d_] )(?i:im))"
 _FULL = rf"(?P<full>{_WORD}(?: {_OF}{_WORD}){{1,3}}|{_LOUD}(?: {_LOUD}){{1,4}})"
 _PAIR = rf"(?P<full>{_SMALL} {_SMALL})"  # sam oduya
 _LETTER = _FULL.replace("full", "letter")
@@ -456,10 +458,10 @@ _NAMES = [
         # People say who they are.
         rf"{_W.my_name}:?(?i: u[hm],?)? {_ANY}(?!\w)",
         rf"{_BREAK}(?i:name) (?:{_FULL}|(?i:is|was) {_ANY})(?!\w)",
-        rf"\b(?:{_W.i_am}|{_W.ask}:?) {_NAME}(?:{_STOP}|{_GO_ON})",
-        rf"\b{_W.i_am} {_FULL}(?:{_STOP}|(?i:{_GO_ON}))",
-        rf"\b{_W.i_am} {_PAIR}(?=,| (?:from|calling|speaking|here)\b)",
-        rf"\b{_W.i_am} (?P<name>{_SMALL})(?= (?:calling|speaking|here|again)\b)",
+        rf"\b(?:{_I_AM}|{_W.ask}:?) {_NAME}(?:{_STOP}|{_GO_ON})",
+        rf"\b{_I_AM} {_FULL}(?:{_STOP}|(?i:{_GO_ON}))",
+        rf"\b{_I_AM} {_PAIR}(?=,| (?:from|calling|speaking|here)\b)",
+        rf"\b{_I_AM} (?P<name>{_SMALL})(?= (?:calling|speaking|here|again)\b)",
         rf"\b{_W.soy} {_NAME}(?:{_STOP}|(?= (?:y|e|et|de|du|da|di|en|desde)\b))",
         rf"(?:^|[.!?,\n]\s{{0,4}}){_W.hello}?[ ,!]{{0,3}}{_NAME}{_HERE}",
         rf"^{_W.hello}(?i: (?:there|team|all))?[ ,!.]{{0,3}}{_ANY}{_HERE}",

@@ -364,8 +364,10 @@ def _listed(words: list[str], most: int = 5, comma: str = "; ") -> str:
 def _by_id(traces: Iterable[Trace]) -> dict[str, Trace]:
     """Find a trace by its id, or by that of the response of one of its model calls."""
     traces = list(traces)
-    calls = [(call, t) for t in traces for call in t.calls("llm")]
-    found = {str(call.get("gen_ai.response.id")): t for call, t in calls}
+    calls = [
+        (call.get("gen_ai.response.id"), t) for t in traces for call in t.calls("llm")
+    ]
+    found = {str(name): trace for name, trace in calls if name}
     return found | {trace.trace_id: trace for trace in traces}
 
 
@@ -381,10 +383,13 @@ def labels(
 
     `id` names the column with the trace's id or its response's, `answer` that of the
     right answer, or several: then feedback's answer is a dictionary. `verdict` names a
-    column, or is a function of trace and row; without one it is "corrected". Returns
-    how many were attached and the ids that no trace has; a warning tells them, too.
+    column, or is a function of trace and row; without one it is "corrected". Capitals
+    of ids do not count. Returns how many traces got a label and the ids that no trace
+    has. A warning tells these, rows without an id, and traces with two answers, of
+    which the last counts.
     """
-    by_id, unknown, done = _by_id(found), [], 0
+    by_id = {name.casefold(): trace for name, trace in _by_id(found).items()}
+    labelled, unknown, problems, nameless = {}, [], [], 0
     names = [answer] if isinstance(answer, str) else list(answer or [])
     wanted = [id, *names, *([verdict] if isinstance(verdict, str) else [])]
     rows, _ = importers.records(Path(path).read_bytes())
@@ -395,9 +400,11 @@ def labels(
         if missing := [name for name in wanted if name not in row]:
             has = ", ".join(row)
             raise ValueError(f"{path}: row {number} has no {missing[0]!r}, only {has}")
-        trace = by_id.get(str(row[id]))
+        name = "" if row[id] is None else str(row[id]).strip()
+        trace = by_id.get(name.casefold())
+        nameless += not name
         if trace is None:
-            unknown.append(str(row[id]))
+            unknown += [name] if name else []
             continue
         said = verdict(trace, row) if callable(verdict) else row.get(verdict)
         said = "corrected" if verdict is None else said
@@ -406,16 +413,22 @@ def labels(
                 f"{path}: row {number}: verdict should be one of {VERDICTS}, "
                 f"not {said!r}; pass a function that gives one"
             )
-        trace.feedback = {"source": source, "verdict": said}
+        note = {"source": source, "verdict": said}
         if names:
             right = {name: row[name] for name in names}
-            trace.feedback["answer"] = row[answer] if isinstance(answer, str) else right
-        done += 1
+            note["answer"] = row[answer] if isinstance(answer, str) else right
+        if labelled.get(trace.trace_id, note) != note:
+            problems.append(f"trace {trace.trace_id} has two answers; the last counts")
+        trace.feedback = labelled[trace.trace_id] = note
     if unknown:
-        message = f"{len(unknown)} labels are of no trace here: "
-        message += _listed(unknown, comma=", ")
-        warnings.warn(f"{path}: {message}", SkippedLines, stacklevel=2)
-    return done, unknown
+        listed = _listed(unknown, comma=", ")
+        problems.append(f"{len(unknown)} labels are of no trace here: {listed}")
+    if nameless:
+        problems.append(f"{nameless} rows have no {id}")
+    if problems:
+        message = f"{path}: {_listed(problems)}"
+        warnings.warn(message, SkippedLines, stacklevel=2)
+    return len(labelled), unknown
 
 
 def write(path: str | Path, traces: Iterable[Trace]) -> None:
