@@ -18,6 +18,7 @@ from utils.logs import traces
 
 SQL = "Counting.\n```sql\nSELECT COUNT(*) FROM tickets;\n```"
 BROKEN = "```sql\nSELECT total FROM nowhere\n```"
+USER = [{"role": "user", "content": "q"}]
 
 
 @pytest.fixture
@@ -31,16 +32,20 @@ def api(server, **settings):
 
 
 def test_an_answer_over_http_becomes_a_trace(chat_server, tool):
-    chat_server.script = [SQL]
-    trace = Assistant(api(chat_server), "the prompt", tool).ask("How many tickets?")
+    cached = completion(SQL, prompt_tokens_details={"cached_tokens": 8})
+    chat_server.script = [cached, completion(SQL) | {"usage": None}]
+    assistant = Assistant(api(chat_server), "the prompt", tool)
+    trace, untold = assistant.ask("How many tickets?"), assistant.ask("q")
     assert (trace.status, trace.question) == ("answered", "How many tickets?")
     assert trace.result == {"rows": [[1400]], "error": None}
-    assert trace.tokens == (11, 7)
-    assert trace.seconds > 0
-    assert [s["kind"] for s in trace.spans] == ["llm", "tool"]
-    (asked,) = chat_server.requests
-    assert [m["role"] for m in asked["messages"]] == ["system", "user"]
-    assert asked["messages"][0]["content"] == "the prompt"
+    assert [s["kind"] for s in trace.spans] == ["llm", "tool"] and trace.seconds > 0
+    messages = chat_server.requests[0]["messages"]
+    assert [m["role"] for m in messages] == ["system", "user"]
+    assert messages[0]["content"] == "the prompt"
+    assert trace.tokens == (11, 7) and untold.tokens == (0, 0)
+    key = "gen_ai.usage.cache_read.input_tokens"
+    assert trace.spans[0]["attributes"][key] == 8
+    assert "gen_ai.usage.input_tokens" not in untold.spans[0]["attributes"]
 
 
 def test_a_retry_shows_the_model_its_error(chat_server, tool):
@@ -77,9 +82,8 @@ def test_each_failure_has_a_name(chat_server, tool, script, status):
     chat_server.script = [script]
     timeout = 0.5 if script == 10.0 else 60
     trace = Assistant(api(chat_server, timeout=timeout), "p", tool).ask("the question")
-    assert trace.status == status
+    assert (trace.status, trace.question) == (status, "the question")
     assert status in harness.STATUSES
-    assert trace.question == "the question"
     assert traces.Trace.from_dict(json.loads(json.dumps(trace.to_dict()))) == trace
 
 
@@ -99,8 +103,7 @@ def test_a_server_on_this_machine_is_asked_without_the_proxy(chat_server, monkey
     monkeypatch.delenv("no_proxy", raising=False)
     for host in ("127.0.0.1", "localhost"):
         url = chat_server.url.replace("127.0.0.1", host)
-        model = ApiModel("m", url, "k", max_retries=0)
-        assert model([{"role": "user", "content": "q"}]).text == "hello"
+        assert ApiModel("m", url, "k", max_retries=0)(USER).text == "hello"
 
 
 def test_live_model_needs_both_a_key_and_a_model(chat_server, monkeypatch):
@@ -108,7 +111,7 @@ def test_live_model_needs_both_a_key_and_a_model(chat_server, monkeypatch):
     assert live_model() is None  # a developer's key alone must not be billed
     monkeypatch.setenv("MODEL", "env-model")
     monkeypatch.setenv("OPENAI_BASE_URL", chat_server.url)
-    assert live_model()([{"role": "user", "content": "q"}]).text == "hello"
+    assert live_model()(USER).text == "hello"
     assert chat_server.requests[0]["model"] == "env-model"
     assert chat_server.keys == ["Bearer from-env"]
     monkeypatch.delenv("OPENAI_API_KEY")
@@ -118,71 +121,40 @@ def test_live_model_needs_both_a_key_and_a_model(chat_server, monkeypatch):
     assert live_model() is None  # MODEL alone may be meant for something else
 
 
-def test_cached_tokens_and_missing_usage_are_kept_as_told(chat_server, tool):
-    told = completion(SQL, prompt_tokens_details={"cached_tokens": 8})
-    chat_server.script = [told, completion(SQL) | {"usage": None}]
-    assistant = Assistant(api(chat_server), "p", tool)
-    first, second = assistant.ask("q"), assistant.ask("q")
-    key = "gen_ai.usage.cache_read.input_tokens"
-    assert first.spans[0]["attributes"][key] == 8
-    assert "gen_ai.usage.input_tokens" not in second.spans[0]["attributes"]
-    assert second.tokens == (0, 0)
-
-
-def test_a_model_that_breaks_or_returns_nonsense_loses_nothing(tool):
-    for model in (lambda messages: 1 / 0, lambda messages: "a text"):
-        trace = Assistant(model, "p", tool).ask("q")
-        assert (trace.status, trace.question) == ("model_error", "q")
-        assert trace.spans[0]["attributes"]["error.message"]
-
-
 @pytest.mark.parametrize(
-    ("extract", "run", "status"),
+    ("model", "extract", "run", "status"),
     [
-        (lambda reply: json.loads("{"), None, "no_answer"),
-        (lambda reply: {}, lambda call: 1 / 0, "tool_error"),
-        (lambda reply: {}, lambda call: {"rows": [[float("inf")]]}, "tool_error"),
-        (lambda reply: {}, lambda call: {"error": None, "rows": [[b"x"]]}, "answered"),
+        (lambda messages: 1 / 0, dict, dict, "model_error"),
+        (lambda messages: "a text", dict, dict, "model_error"),
+        (None, lambda reply: json.loads("{"), dict, "no_answer"),
+        (None, dict, lambda call: 1 / 0, "tool_error"),
+        (None, dict, lambda call: {"rows": [[float("inf")]]}, "tool_error"),
+        (None, dict, lambda call: {"error": None, "rows": [[b"x"]]}, "answered"),
     ],
 )
-def test_a_tool_that_breaks_or_returns_nonsense_loses_nothing(
-    tool, monkeypatch, tmp_path, extract, run, status
+def test_what_breaks_or_returns_nonsense_loses_nothing(
+    tool, monkeypatch, tmp_path, model, extract, run, status
 ):
     monkeypatch.setattr(tool, "extract", extract)
     monkeypatch.setattr(tool, "run", run)
-    trace = Assistant(lambda messages: Reply("x"), "p", tool, max_retries=0).ask("q")
-    assert trace.status == status
+    model = model or (lambda messages: Reply(""))
+    trace = Assistant(model, "p", tool, max_retries=0).ask("q")
+    assert (trace.status, trace.question) == (status, "q")
     traces.append(tmp_path / "log.jsonl", trace)
     assert traces.read(tmp_path / "log.jsonl")[0] == [trace]
 
 
-def test_what_json_lacks_reaches_the_log_as_text(tool):
-    reply = Reply("```sql\nSELECT x'ff', 9e999, NULL\n```")
-    trace = Assistant(RecordedModel({"q": reply}, "p"), "p", tool).ask("q")
-    assert trace.result == {"rows": [["ff", "inf", None]], "error": None}
-
-
-def test_a_recording_knows_its_questions_and_its_prompt():
+def test_a_recording_knows_its_questions_and_its_prompt(tool):
     model = tidewater.recorded_model("launch")
     prompt = tidewater.load_prompt("launch")
     question = tidewater.load_cases(n=1)[0]["question"]
-
-    def ask(prompt, question):
-        system = {"role": "system", "content": prompt}
-        return model([system, {"role": "user", "content": question}])
-
-    assert "```sql" in ask(prompt, question).text
-    for other in [(prompt, "never asked"), ("another prompt", question)]:
+    system = {"role": "system", "content": prompt}
+    asked = {"role": "user", "content": question}
+    assert "```sql" in model([system, asked]).text
+    for other in ([system, *USER], [system | {"content": "another"}, asked]):
         with pytest.raises(ModelError) as caught:
-            ask(*other)
+            model(other)
         assert caught.value.status == "not_recorded"
-
-
-def test_ask_all_keeps_order(chat_server, tool):
-    chat_server.script = [0.01, SQL]
-    questions = [f"question {i}" for i in range(12)]
-    answered = Assistant(api(chat_server), "p", tool).ask_all(questions, workers=4)
-    assert [trace.question for trace in answered] == questions
 
 
 def test_paid_replies_are_logged_resumed_and_replayed(chat_server, tool, tmp_path):
@@ -194,16 +166,16 @@ def test_paid_replies_are_logged_resumed_and_replayed(chat_server, tool, tmp_pat
     assert [trace.status for trace in first] == told
     again = assistant.ask_all([*questions, "d"], workers=1, log=log)
     assert [*again[:1], *again[2:4]] == [*first[:1], *first[2:]]
-    assert (
-        len(chat_server.requests) == 5 + 2
-    )  # the one without a reply, and the new one
-    for other in [("another prompt", "m"), ("p", "n")]:
-        changed = Assistant(api(chat_server, model=other[1]), other[0], tool, "v1")
+    # Asked again are the one without a reply and the new one; then all, by others.
+    assert len(chat_server.requests) == 5 + 2
+    for prompt, name in [("another prompt", "m"), ("p", "n")]:
+        changed = Assistant(api(chat_server, model=name), prompt, tool, "v1")
         changed.ask_all("a", log=log)
     assert len(chat_server.requests) == 5 + 2 + 2
 
     model = RecordedModel.from_log(log, "p", "m")
     replayed = Assistant(model, "p", tool, "v1").ask_all("abcd")
+    assert [trace.question for trace in replayed] == list("abcd")
     assert [trace.status for trace in replayed] == ["answered"] * 4
     kept = [[(t.reply, t.tokens, len(t.spans)) for t in ts] for ts in (replayed, again)]
     assert kept[0] == [kept[1][i] for i in (0, 1, 3, 4)] and replayed[0].seconds

@@ -15,6 +15,14 @@ from utils.tidewater import DATA, load_cases, read_jsonl
 
 CASE = {"id": "a", "question": "How many?"}
 PASS = '{"verdict": "pass", "reason": "fine"}'
+FURTHER = PASS[:-1] + ', "rule": {"no": 3}}'
+UNREAD = [
+    "", "pass", "null", "[" * 100_000, f"Sure! {PASS}", f"{PASS} {PASS}", PASS[:-1],
+    '{"verdict": "PASS", "reason": ""}', '{"verdict": true, "reason": ""}',
+    '{"verdict": ["pass"], "reason": ""}', '{"verdict": "pass"}',
+    '{"verdict": "pass", "reason": null}', '[["verdict", "pass"], ["reason", ""]]',
+    '{"verdict": "fail", "reason": "", "verdict": "pass"}',
+]  # fmt: skip
 
 
 def split(*runs):
@@ -27,38 +35,12 @@ def labels(tp, fn, tn, fp):
     return split(tp + fn, tn + fp), split(tp, fn, fp, tn)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [PASS, f" {PASS}\n", f"```json\n{PASS}\n```", PASS[:-1] + ', "rule": {"no": 3}}'],
-)
-def test_a_verdict_is_read(text):
-    assert judge.read_verdict(text) == ("pass", "fine")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "pass",
-        f"Sure! {PASS}",
-        f"{PASS} {PASS}",
-        PASS[:-1],
-        '{"verdict": "PASS", "reason": ""}',
-        '{"verdict": true, "reason": ""}',
-        '{"verdict": ["pass"], "reason": ""}',
-        '{"verdict": "pass"}',
-        '{"verdict": "pass", "reason": null}',
-        '{"verdict": "fail", "reason": "", "verdict": "pass"}',
-        '[["verdict", "pass"], ["reason", ""]]',
-        "[" * 100_000,
-        "null",
-    ],
-)
-def test_anything_else_is_unread_and_never_a_pass(text):
-    with pytest.raises(ValueError, match="no verdict"):
-        judge.read_verdict(text)
-    row = Judge(lambda chat: Reply(text), "Judge.")(CASE, "one")
-    assert row["verdict"] == "unread" and judge.passed([row]) == [None]
+def test_a_verdict_is_read_and_anything_else_is_never_a_pass():
+    for text in (PASS, f" {PASS}\n", f"```json\n{PASS}\n```", FURTHER):
+        assert judge.read_verdict(text) == ("pass", "fine")
+    for text in UNREAD:
+        row = Judge(lambda chat, text=text: Reply(text), "Judge.")(CASE, "one")
+        assert row["verdict"] == "unread" and "no verdict" in row["reason"], text[:80]
 
 
 def test_no_text_ends_its_own_part_of_the_message():
@@ -70,21 +52,18 @@ def test_no_text_ends_its_own_part_of_the_message():
     assert system == honest[0] and system["content"].startswith("Judge.")
     parts = user["content"].split(mark)
     assert forged in parts[1] and forged in parts[2]
-    assert judge.messages("Judge.", CASE, "one") == honest
 
 
 def test_any_chat_model_can_judge_and_failures_are_counted(chat_server):
-    texts = [PASS, PASS.replace("pass", "fail"), "I would say it passes."]
     cut = completion('{"verdict": "pass", "rea', finish_reason="length")
-    chat_server.script = [*texts, cut, 401]
+    chat_server.script = [PASS, PASS.replace("pass", "fail"), "It passes.", cut, 401]
     model = ApiModel("test-model", chat_server.url, "key", max_retries=0)
     cases = [{"id": str(i), "question": f"{i}?"} for i in range(5)]
-    with pytest.warns(
-        UserWarning, match="3 of 5 verdicts could not be read; 2: .*I wo"
-    ):
-        rows = Judge(model, "Judge.").all(cases, ["r"] * 5, workers=1)
-    assert judge.passed(rows) == [True, False, None, None, None]
-    assert rows[4]["reason"].startswith("ModelError") and "401" in rows[4]["reason"]
+    with pytest.warns(UserWarning, match="3 of 5 verdicts could not be read"):
+        rows = Judge(model, "Judge.").all(cases, ["r"] * 5)
+    values = judge.passed(rows)
+    assert (values.count(True), values.count(False), values.count(None)) == (1, 1, 3)
+    assert [row["reason"] for row in rows if "401" in row["reason"]]
     assert [row["id"] for row in rows] == ["0", "1", "2", "3", "4"]
     with pytest.raises(ValueError, match="5 cases, but 1"):
         Judge(model, "Judge.").all(cases, ["r"])
@@ -101,6 +80,16 @@ def test_recorded_verdicts_stand_for_these_replies_alone(name):
     assert other["verdict"] == "unread" and "no reply to this" in other["reason"]
 
 
+def test_rates_of_a_judge_as_a_whole_and_by_half():
+    first, second = labels(42, 1, 78, 4), labels(41, 7, 73, 4)
+    truth, verdict = (a + b for a, b in zip(first, second, strict=True))
+    found = judge.judge_rates(truth, verdict)
+    assert (found.tpr, found.tnr) == (wilson(83, 91), wilson(151, 159))
+    assert (found.accuracy, found.unread) == (wilson(234, 250), 0)
+    early, late = judge.rates_by_part(truth, verdict)
+    assert early == judge.judge_rates(*first) and late == judge.judge_rates(*second)
+
+
 def test_unread_verdicts_are_left_out_of_the_rates():
     truth, verdict = labels(8, 2, 7, 3)
     found = judge.judge_rates([*truth, True, False], [*verdict, None, None])
@@ -113,38 +102,14 @@ def test_unread_verdicts_are_left_out_of_the_rates():
         judge.judge_rates([True, True, False], [True, False, None])
 
 
-def test_rates_of_the_first_and_of_the_second_half():
-    first, second = labels(42, 1, 78, 4), labels(41, 7, 73, 4)
-    truth, verdict = (a[:120] + b[:120] for a, b in zip(first, second, strict=True))
-    early, late = judge.rates_by_part(truth, verdict)
-    assert early == judge.judge_rates(first[0][:120], first[1][:120])
-    assert late == judge.judge_rates(second[0][:120], second[1][:120])
-
-
 def test_two_readers_agree_code_by_code():
     first = [{"samples", "spam"}, {"samples"}, "spam", []]
     second = [["samples"], ["samples"], ["spam", "dates"], []]
     table = judge.label_agreement(first, second)
-    assert table.drop(columns="kappa").T.to_dict("list") == {
-        "dates": [0, 1, 0], "samples": [2, 2, 2], "spam": [2, 1, 1]
-    }  # fmt: skip
-    assert table.kappa.to_dict() == pytest.approx(
-        {"dates": 0, "samples": 1, "spam": 0.5}
-    )
+    want = {"dates": [0, 1, 0, 0], "samples": [2, 2, 2, 1], "spam": [2, 1, 1, 0.5]}
+    assert table.round(9).T.to_dict("list") == want
     with pytest.raises(ValueError, match="4 items of one reader, 3"):
         judge.label_agreement(first, second[1:])
-
-
-def test_a_correction_helps_where_the_judge_errs_one_way():
-    truth = split(200, 200)
-    lenient = split(190, 10, 80, 120)  # TPR 95 %, TNR 60 %
-    helped = judge.correction_trial(truth, lenient, halves=100)
-    assert helped["nearer"] > 0.95 and helped["corrected"] < helped["observed"] / 3
-    even = split(180, 20, 20, 180)  # errs both ways alike: nothing to correct
-    assert judge.correction_trial(truth, even, halves=100)["nearer"] < 0.3
-    assert judge.correction_trial(truth, even, right=0.9, halves=100)["nearer"] > 0.6
-    blind = judge.correction_trial(truth, [True] * 400, right=0.7, halves=20)
-    assert blind["observed"] == pytest.approx(0.3) and math.isnan(blind["nearer"])
 
 
 def test_kappa_gives_the_published_values():
@@ -154,16 +119,6 @@ def test_kappa_gives_the_published_values():
     rows = [pair for pair, n in counts.items() for _ in range(n)]
     assert judge.kappa(*zip(*rows, strict=True)) == pytest.approx(0.6765, abs=5e-5)
     assert math.isnan(judge.kappa(["pass"] * 5, ["pass"] * 5))
-
-
-def test_rates_of_the_judges_in_the_data():
-    policy = judge.judge_rates(*labels(83, 8, 151, 8))
-    assert policy.tpr == wilson(83, 91) and policy.tnr == wilson(151, 159)
-    assert policy.accuracy == wilson(234, 250)
-    assert policy.constant == 159 / 250
-    plain = judge.judge_rates(*labels(91, 0, 0, 159))
-    assert (plain.tpr.value, plain.tnr.value, plain.kappa) == (1.0, 0.0, 0.0)
-    assert plain.accuracy.value < plain.constant
 
 
 @pytest.mark.parametrize(
@@ -197,13 +152,22 @@ def test_rogan_gladen_covers_about_95_percent():
 
 
 def test_a_judge_no_better_than_chance_tells_nothing():
-    for known in (labels(91, 0, 0, 159), labels(1, 9, 1, 9)):
-        found = judge.rogan_gladen(split(60, 40), *known)
-        assert math.isnan(found.value)
-        assert (found.low, found.high, found.n) == (0.0, 1.0, 100)
+    found = judge.rogan_gladen(split(60, 40), *labels(1, 9, 1, 9))
+    assert math.isnan(found.value) and (found.low, found.high) == (0.0, 1.0)
     # Nearly chance: about a quarter of the replicates tell nothing, so each bound goes
     # to its end; dropping those replicates would hide it.
-    for passed, value in [(5, 0.0), (50, 0.5), (95, 1.0)]:
-        observed = split(passed, 100 - passed)
-        found = judge.rogan_gladen(observed, *labels(11, 9, 11, 9))
+    for passed, value in [(5, 0.0), (95, 1.0)]:
+        found = judge.rogan_gladen(split(passed, 100 - passed), *labels(11, 9, 11, 9))
         assert (found.value, found.low, found.high) == (value, 0.0, 1.0)
+
+
+def test_a_correction_helps_where_the_judge_errs_one_way():
+    truth = split(200, 200)
+    lenient = split(190, 10, 80, 120)  # TPR 95 %, TNR 60 %
+    helped = judge.correction_trial(truth, lenient)
+    assert helped["nearer"] > 0.95 and helped["corrected"] < helped["observed"] / 3
+    even = split(180, 20, 20, 180)  # errs both ways alike: nothing to correct
+    assert judge.correction_trial(truth, even)["nearer"] < 0.3
+    assert judge.correction_trial(truth, even, right=0.9)["nearer"] > 0.6
+    blind = judge.correction_trial(truth, [True] * 400, right=0.7)
+    assert blind["observed"] == pytest.approx(0.3) and math.isnan(blind["nearer"])

@@ -1,6 +1,5 @@
 """Mutants change one part of a query; a planted twin notices what the others miss."""
 
-import importlib.util
 from collections import Counter
 
 import pytest
@@ -8,8 +7,13 @@ import pytest
 from utils.evals.grading import Grader
 from utils.evals.mutation import mutants, survivors
 from utils.evals.sandbox import SandboxPool
-from utils.tidewater import WAREHOUSES, extract_sql, load_cases, read_jsonl
-from utils.tidewater.data import DATA
+from utils.tidewater import (
+    WAREHOUSES,
+    build_twin_c,
+    extract_sql,
+    load_cases,
+    read_jsonl,
+)
 
 CHANGES = {  # of each query, in its words: what is changed, and what must then be there
     "SELECT a FROM t WHERE b = 1": {"no b = 1": "WHERE TRUE"},
@@ -41,23 +45,16 @@ def test_mutants(sql):
         assert mutant != sql
 
 
-@pytest.fixture(scope="module")
-def twin(tmp_path_factory):
-    spec = importlib.util.spec_from_file_location("warehouse", DATA / "warehouse.py")
-    warehouse = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(warehouse)
-    return warehouse.build_edges(tmp_path_factory.mktemp("edges") / "twin_c.sqlite")
-
-
-def test_the_planted_twin_sees_forgotten_rules_and_agrees_with_right_answers(twin):
-    cases = load_cases()
+def test_the_planted_twin_sees_forgotten_rules_and_agrees_with_right_answers(tmp_path):
+    cases, rows = load_cases(), read_jsonl("recorded/rules.jsonl")
+    twin = build_twin_c(tmp_path / "twin_c.sqlite")
     with SandboxPool({**WAREHOUSES, "twin_c": twin}) as pool:
         grader = Grader(pool)
-        answers = [
-            extract_sql(row["reply"]) for row in read_jsonl("recorded/rules.jsonl")
-        ]
+        answers = [extract_sql(row["reply"]) for row in rows]
         assert all(grade.correct for grade in grader.grade(cases, answers))
-        rows = survivors(cases, grader)
+        odd = {"id": "odd", "sql": "SELECT (", "ordered": False}
+        with pytest.warns(UserWarning, match="case odd left out: sqlglot cannot parse"):
+            rows = survivors([odd, *cases], grader)
     by_three, by_four = Counter(), Counter()  # mutants that nobody notices
     for row in rows:
         by_three[row["kind"]] += not set(row["noticed"]) - {"twin_c"}
@@ -66,9 +63,3 @@ def test_the_planted_twin_sees_forgotten_rules_and_agrees_with_right_answers(twi
     kinds = ["no is_test = 0", "no topic <> …", trial]
     assert [by_three[kind] for kind in kinds] == [27, 19, 3]
     assert [by_four[kind] for kind in kinds] == [3, 10, 0]
-
-
-def test_a_case_that_cannot_be_parsed_costs_itself(pool):
-    cases = [{"id": "odd", "sql": "SELECT (", "ordered": False}, *load_cases(n=1)]
-    with pytest.warns(UserWarning, match="case odd left out: sqlglot cannot parse"):
-        assert {row["id"] for row in survivors(cases, Grader(pool))} == {cases[1]["id"]}

@@ -7,23 +7,15 @@ from pathlib import Path
 import pytest
 
 from utils.logs import overlap
-from utils.logs.overlap import (
-    contamination,
-    duplicates,
-    near_duplicates,
-    normalise,
-    same_answers,
-)
+from utils.logs.overlap import contamination, duplicates, normalise
 from utils.tidewater import read_jsonl
 from utils.tidewater.words import FILLERS
 
-ASKED = [
-    trace["spans"][0]["attributes"]["gen_ai.input.messages"][-1]["content"]
-    for trace in read_jsonl("traces.jsonl")
-]
+SPANS = [trace["spans"][0]["attributes"] for trace in read_jsonl("traces.jsonl")]
+ASKED = [span["gen_ai.input.messages"][-1]["content"] for span in SPANS]
 LINES = Path(__file__).with_name("overlap_pairs.jsonl").read_text().splitlines()
 PAIRS = [json.loads(line) for line in LINES]
-near_in_tidewater = partial(near_duplicates, fillers=FILLERS)
+near_in_tidewater = partial(overlap.near_duplicates, fillers=FILLERS)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair["a"][:30])
@@ -33,12 +25,9 @@ def test_repeats_are_found_and_other_questions_are_not(pair):
     assert pair["same"] == bool(found.exact or found.normalised or found.near)
 
 
-def test_a_product_has_fillers_of_its_own():
+def test_a_product_has_fillers_and_ids_of_its_own():
     pair = ["Gross margin by month", "show what was gross margin by month?"]
-    assert not near_duplicates(pair) and near_in_tidewater(pair)
-
-
-def test_ids_that_mean_nothing_can_be_ignored():
+    assert not overlap.near_duplicates(pair) and near_in_tidewater(pair)
     train, test = ["where is #81233 of mine"], ["where is #90114 of mine"]
     assert contamination(train, test) == contamination([], [])
     assert contamination(train, test, ignore=r"#?\d{4,}").normalised == [(0, 0)]
@@ -47,7 +36,7 @@ def test_ids_that_mean_nothing_can_be_ignored():
 def test_equal_answers_are_paired():
     train = [((1,), (2,)), None, frozenset({1, 2}), ((1,), (2,))]
     test = [None, ((1,), (2,)), ((2,), (1,)), frozenset({2, 1})]
-    assert same_answers(train, test) == [(0, 1), (3, 1), (2, 3)]
+    assert overlap.same_answers(train, test) == [(0, 1), (3, 1), (2, 3)]
 
 
 def test_a_repeat_stands_in_one_list_only():
@@ -55,7 +44,6 @@ def test_a_repeat_stands_in_one_list_only():
     texts = ["Units, FY26?", "orders", "units FY26", "ORDERS!", "tickets", "??", "!!"]
     assert duplicates(texts) == [0, 1, 0, 1, 4, 5, 6]
     train = ["Units by region", "units by region?", "Units by region please"]
-    assert [(i, j) for i, j, _ in near_duplicates(train)] == [(0, 2), (1, 2)]
     found = contamination(train, ["tickets", "Units by region"])
     assert (found.exact, found.normalised) == ([(0, 1)], [(1, 1)])
     assert [(i, j) for i, j, _ in found.near] == [(2, 1)]

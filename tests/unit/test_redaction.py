@@ -1,7 +1,7 @@
 """Redaction: recall and precision on marked data, what stays, and the whole of a trace.
 
 `redaction_cases.jsonl` holds messages as people write them, with what is personal in
-them; half hold nothing, and look as if.
+them (half hold nothing, and look as if), texts and traces with what is left of them.
 """
 
 import itertools
@@ -22,19 +22,15 @@ TRACES = {trace["trace_id"]: trace for trace in read_jsonl("traces.jsonl")}
 MARKED = {row["trace_id"]: row["spans"] for row in read_jsonl("pii.jsonl")}
 LINES = Path(__file__).with_name("redaction_cases.jsonl").read_text(encoding="utf-8")
 CASES = [json.loads(line) for line in LINES.splitlines()]
-
-
-def question(trace):
-    return trace["spans"][0]["attributes"]["gen_ai.input.messages"][-1]["content"]
-
-
-def reply(trace):
-    return trace["spans"][0]["attributes"]["gen_ai.output.messages"][0]["content"]
+SAID = [trace for trace in CASES if "trace" in trace]
 
 
 @pytest.mark.parametrize("words", [(), (NOT_NAMES,)], ids=["general", "tidewater"])
 def test_recall_and_precision_on_the_log_that_the_rules_were_fitted_to(words):
-    found = {name: find(question(trace), *words) for name, trace in TRACES.items()}
+    found = {}
+    for name, trace in TRACES.items():
+        asked = trace["spans"][0]["attributes"]["gen_ai.input.messages"][-1]
+        found[name] = find(asked["content"], *words)
     counts = score(found, MARKED)
     assert counts["all"]["marked"] == 74
     assert counts["all"]["covered"] / 74 >= 0.95
@@ -54,32 +50,23 @@ def test_recall_and_precision_on_messages_that_no_rule_was_fitted_to():
     assert counts["right"] >= 0.95 * counts["reported"], "more is taken that is not"
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["text"][:30])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.get("text", "")[:30])
 def test_what_people_write(case):
-    hits = find(case["text"])
-    for mark in case["spans"]:
-        assert any(mark["text"] in hit.text for hit in hits), mark
+    if "trace" in case:
+        words = {"not_names": NOT_NAMES} if case["tidewater"] else {}
+        cleaned, hits = redact_trace(case["trace"], **words)
+        assert cleaned == case["redacted"]
+        assert [hit.kind for hit in hits] == case["kinds"]
+        assert redact_trace(cleaned, **words) == (cleaned, [])
+        return
+    if "redacted" in case:
+        assert redact(case["text"]) == case["redacted"]
+        return
+    hits, marks = find(case["text"]), [mark["text"] for mark in case["spans"]]
+    for mark in marks:
+        assert any(mark in hit.text for hit in hits), mark
     for hit in hits:
-        marks = [m["text"] for m in case["spans"]]
-        assert any(m in hit.text or hit.text in m for m in marks), hit
-
-
-@pytest.mark.parametrize(
-    ("text", "redacted"),
-    [
-        ("Cheers, dev", "Cheers, [name]"),
-        ("ring priya on 555-0142 when done", "ring [name] on [phone] when done"),
-        ("this is Jean-Luc O'Brien from ops", "this is [name] from ops"),
-        ("Please forward it to María Núñez in PR", "Please forward it to [name] in PR"),
-        ("call (212) 555-0142. Regards, A. K. Pym", "call [phone]. Regards, [name]"),
-        ("on +44 20 7946 0958 or a.b@x.co.uk", "on [phone] or [email]"),
-        ("Ana Bauer, ana.bauer@x.example: ana", "[name], [email]: [name]"),
-        ("IBAN GB13QXYZ20051931415926 and more", "IBAN [iban] and more"),
-        ("live at 5 Elm Road, Leeds LS6 2AB.", "live at [address]."),
-    ],
-)
-def test_finds_are_cut_where_they_end(text, redacted):
-    assert redact(text) == redacted
+        assert any(mark in hit.text or hit.text in mark for mark in marks), hit
 
 
 def test_the_regions_of_national_phones_are_a_setting():
@@ -97,8 +84,6 @@ def test_kinds_and_what_is_not_covered_are_sentences_for_the_card():
 
 PIECES = (
     "thanks, |Ana Bauer|owen|ext 12| x4417|555-0142|a@b.co|. |(|)|\n| - |my name is "
-)
-PIECES += (
     "|[name]|[|ring |for |it's | van |A.|born |1.2.1990|pin |4821|@ana_b|5 Elm Road"
 )
 pieces = st.lists(st.sampled_from(PIECES.split("|")), max_size=9).map("".join)
@@ -139,53 +124,10 @@ def test_every_trace_keeps_its_sql_rows_and_loses_what_is_marked():
                 assert not re.search(rf"\b{word}\b", left), word
 
 
-def test_replies_lose_single_names_and_sql_only_whole_ones():
-    sql = "SELECT 'Dev', 'Dev May' WHERE day > '2026-05-01' LIMIT 2026"
-    asked = "Sales? nadia.west@x.example or Dev May, ext 2026"
-    told = f"Nadia, Dev: West, May 2026, ext 2026\n```sql\n{sql}\n```"
-    chat = {"gen_ai.input.messages": [{"content": asked}]}
-    chat |= {"gen_ai.output.messages": [{"content": told}]}
-    call = {"gen_ai.tool.call.arguments": {"sql": sql}}
-    trace = {"spans": [{"attributes": chat}, {"attributes": call}]}
-    trace |= {"feedback": {"comment": "ask Dev"}, "user_id": "u28"}
-    cleaned, hits = redact_trace(trace, not_names=NOT_NAMES)
-    assert [hit.kind for hit in hits[:3]] == ["email", "name", "extension"]
-    new_sql = sql.replace("Dev May", "[name]")
-    names = "[name], [name]: West, May [extension], ext [extension]"
-    assert reply(cleaned) == f"{names}\n```sql\n{new_sql}\n```"
-    (arguments,) = cleaned["spans"][1]["attributes"].values()
-    assert arguments == {"sql": new_sql}
-    assert cleaned["feedback"]["comment"] == "ask [name]"
-    # West is a region for Tidewater; without its words it is half of an address.
-    assert "[name]: [name], May" in reply(redact_trace(trace)[0])
-    # With a key users become pseudonyms, the same ones for the same key.
+def test_a_key_makes_pseudonyms_of_users_and_a_trace_needs_a_question():
+    trace = SAID[0]["trace"]
     users = [redact_trace(trace, key)[0]["user_id"] for key in (None, b"k", b"k", b"l")]
-    assert users[0] == "u28" and users[1] == users[2] and len(set(users)) == 3
-    # Without one they stay, be they e-mails: one placeholder for all is no user.
-    known = {"user_id": "ana@x.example", "session_id": "b@x.example"}
-    told, hits = redact_trace(trace | known | {"feedback": {"by": "ana@x.example"}})
-    assert known.items() <= told.items() and told["feedback"] == {"by": "[email]"}
-
-
-def test_every_part_of_a_trace_is_covered_and_json_stays_json():
-    turns = [
-        {"role": "system", "content": "You serve Ana's shop."},
-        {"role": "user", "content": "I spoke with Marta Lopes: marta.lopes@x.example"},
-        {"role": "user", "content": "Update my phone, 07700 900123. Thanks, Zoë"},
-    ]
-    told = [{"role": "assistant", "content": "Done, Zoë. MARTA knows. March may go."}]
-    sent = '{"to": "marta lopes", "phone": "4155550123", "pin": "4821", "n": 3}'
-    chat = {"gen_ai.input.messages": turns, "gen_ai.output.messages": told}
-    tool = {"gen_ai.tool.call.arguments": sent}
-    tool |= {"gen_ai.tool.call.result": {"rows": [["Marta Lopes", 3], ["martaban", 1]]}}
-    trace = {"spans": [{"attributes": chat}, {"attributes": tool}]}
-    cleaned, hits = redact_trace(trace)
-    assert [hit.text for hit in hits][:3] == ["07700 900123", "Zoë", "Marta Lopes"]
-    assert reply(cleaned) == "Done, [name]. [name] knows. March may go."
-    arguments, result = cleaned["spans"][1]["attributes"].values()
-    wanted = {"to": "[name]", "phone": "[phone]", "pin": "[secret]", "n": 3}
-    assert json.loads(arguments) == wanted
-    assert result == {"rows": [["[name]", 3], ["martaban", 1]]}
-    assert redact_trace(cleaned) == (cleaned, []), "twice is as good as once"
+    assert users[0] == trace["user_id"], "one placeholder for all is no user"
+    assert users[1] == users[2] and len(set(users)) == 3
     with pytest.raises(ValueError, match="needs a text"):
         redact_trace({"spans": []})

@@ -91,7 +91,7 @@ def run(
     remote = f"/runs/{folder.name}" if on_modal else None
     done = None
     for place in [folder] if on_modal else [folder, shipped]:
-        found = _read(place)
+        found = read(place)
         if found and found.card["key"] == wanted:
             print(found.summary())
             done = replace(found, remote=remote)
@@ -112,7 +112,7 @@ def load_shipped(name: str, config: dict[str, Any], version: int = 1) -> RunResu
             names the settings that differ.
 
     """
-    done = _read(SHIPPED / name)
+    done = read(SHIPPED / name)
     if done and done.card["key"] == key(config, version):
         print(done.summary())
         return done
@@ -202,12 +202,13 @@ def _execute(
     card |= {"on_modal": on_modal, "config": digest_data(config)}
     # Last, for it says that the run is complete.
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
-    done = replace(_read(folder), replayed=False, remote=remote)  # as a replay will be
+    done = replace(read(folder), replayed=False, remote=remote)  # as a replay will be
     print(done.summary())
     return done
 
 
-def _read(folder: Path) -> RunResult | None:
+def read(folder: Path) -> RunResult | None:
+    """Return the run that a folder holds; None if it is not complete."""
     if not (folder / "card.json").exists():
         return None
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))

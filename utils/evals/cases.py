@@ -41,76 +41,69 @@ def sample(
     n: int,
     by: Callable[[Trace], Hashable] | None = None,
     seed: int = 0,
-    hard: Collection[str] | Callable[[Trace], bool] = (),
+    hard: Callable[[Trace], bool] = lambda trace: False,
 ) -> list[Drawn]:
     """Draw n traces with different questions to make cases of.
 
-    `hard` are trace ids, all of which are taken, or a function that says which traces
-    are hard: up to half of the n are drawn from those. The others are drawn at random,
-    or as many from each slice, which is what `by` makes of a trace. The "random" ones
-    come out of all traces, hard ones included, so a rate over them holds for the log;
-    where chance drew a hard one among them, one "more" fills its place.
+    Up to half of them are traces that `hard` picks. The others are drawn at random, or
+    as many from each slice, which is what `by` makes of a trace. The "random" ones come
+    out of all traces, hard ones included, so a rate over them holds for the log; where
+    chance drew a hard one among them, one "more" fills its place.
     """
-    is_hard = hard if callable(hard) else lambda trace: trace.trace_id in hard
+    if n < 1:
+        raise ValueError(f"n should be 1 or more, not {n}")
     rng = random.Random(seed)
     shuffled = rng.sample(list(traces), len(traces))
     # Of traces with one question keep a hard one, then one that somebody reviewed.
-    shuffled.sort(key=lambda trace: (not is_hard(trace), trace.verdict is None))
+    shuffled.sort(key=lambda trace: (not hard(trace), trace.verdict is None))
     first = overlap.duplicates([trace.question for trace in shuffled])
     pool = [t for i, t in enumerate(shuffled) if i == first[i] and t.question.strip()]
     rng.shuffle(pool)
 
-    tough = [trace for trace in pool if is_hard(trace)]
-    places = min(len(tough), n // 2 if callable(hard) else n)
+    room = n - min(sum(bool(hard(t)) for t in pool), n // 2)
     if by is None:
-        others, how = pool[: n - places], "random"
-        tough = [trace for trace in pool[n - places :] if is_hard(trace)]
+        others = [Drawn(trace, "random") for trace in pool[:room]]
     else:
-        turn = Counter()
-
-        def turns(trace: Trace) -> int:
-            turn[by(trace)] += 1
-            return turn[by(trace)]
-
-        # The first of each slice, then the second of each, and so on.
-        others = sorted((t for t in pool if not is_hard(t)), key=turns)
-        others, how = others[: n - places], "slice"
-    drawn = [Drawn(trace, "hard") for trace in tough[:places]]
-    drawn += [Drawn(trace, how) for trace in others]
-    taken = {trace.trace_id for trace, _ in drawn}
-    spare = [trace for trace in pool if trace.trace_id not in taken]
-    drawn += [Drawn(trace, "more") for trace in spare[: n - len(drawn)]]
-
-    missed = set(() if callable(hard) else hard) - taken
-    if len(drawn) < n or missed:
+        easy, turn, seen = [t for t in pool if not hard(t)], {}, Counter()
+        for trace in easy:  # the first of each slice, then the second of each
+            turn[trace.trace_id] = seen[by(trace)]
+            seen[by(trace)] += 1
+        easy.sort(key=lambda trace: turn[trace.trace_id])
+        others = [Drawn(trace, "slice") for trace in easy[:room]]
+    taken = {trace.trace_id for trace, _ in others}
+    left = [trace for trace in pool if trace.trace_id not in taken]
+    left.sort(key=lambda trace: not hard(trace))
+    drawn = [Drawn(t, "hard" if hard(t) else "more") for t in left[: n - len(others)]]
+    drawn += others
+    if len(drawn) < n:
         asked = f"{len(traces)} traces ask {len(pool)} different questions"
-        lost = f"; hard ones not among them: {_some(missed)}" if missed else ""
-        _warn(f"{len(drawn)} of {n} drawn: {asked}{lost}")
+        _warn(f"{len(drawn)} of {n} drawn: {asked}")
     return drawn
 
 
 def split(
     traces: Sequence[Trace], by: str = "user_id", share: float = 0.2, seed: int = 0
 ) -> Split:
-    """Hold out about this share of the traces: whole users, or the last days.
+    """Hold out about this share of the traces: whole users, or the last days ("time").
 
-    `by` is "time" (whole days), "user_id" or "session_id". A trace without a user
-    counts as a user of its own, with a warning.
+    A trace without a user counts as a user of its own, with a warning.
     """
-    if by not in ("user_id", "session_id", "time"):
-        raise ValueError(f'by should be "user_id", "session_id" or "time", not {by!r}')
+    if by not in ("user_id", "time"):
+        raise ValueError(f'by should be "user_id" or "time", not {by!r}')
+    if not 0 < share < 1:
+        raise ValueError(f"share should lie between 0 and 1, not {share}")
     unknown = [trace.trace_id for trace in traces if not getattr(trace, by)]
     if unknown:
         message = f"{len(unknown)} of {len(traces)} traces have no {by}"
         if by == "time":
-            raise ValueError(f"{message}: {_some(unknown)}")
+            raise ValueError(f"{message}: give times, or user ids: {_some(unknown)}")
         _warn(f"{message}; each counts as a group of its own")
     groups = defaultdict(list)
     for trace in traces:
-        key = trace.time[:10] if by == "time" else getattr(trace, by)
-        groups[key or ("nobody", trace.trace_id)].append(trace)
+        key = trace.time[:10] if by == "time" else trace.user_id
+        groups[key or trace.trace_id].append(trace)
 
-    order = sorted(groups, key=str, reverse=True)  # the last day first
+    order = sorted(groups, reverse=True)  # the last day first
     if by != "time":
         random.Random(seed).shuffle(order)
     room, held = share * len(traces), set()
@@ -167,13 +160,13 @@ def confirm(drafts: Sequence[Case], answers: Mapping[str, Any]) -> list[Case]:
     cases = []
     for name, case in known.items():
         answer = answers.get(name)
-        if answer is True and case["answer"] in (None, False):
+        if answer is None:
+            continue
+        if answer is not True:
+            case = case | {"answer": answer, "source": "written"}
+        elif case["answer"] is None:
             raise ValueError(f"{name}: no answer was drafted; write the right one")
-        if answer is True:
-            cases.append(case | {"confirmed": True})
-        elif answer is not None:
-            written = {"answer": answer, "source": "written", "confirmed": True}
-            cases.append(case | written)
+        cases.append(case | {"confirmed": True})
     return cases
 
 
@@ -193,10 +186,8 @@ def freeze(
     # A tuple or a number as key would come back as something else.
     bad += [case.get("id") for case in cases if json.loads(_line(case)) != case]
     if bad or not cases:
-        problem = "no id, an id that comes twice, not confirmed, or no plain JSON"
-        raise ValueError(
-            f"{len(cases)} cases cannot be frozen: {problem}: {_some(bad)}"
-        )
+        reason = "no id, an id that comes twice, not confirmed, or no plain JSON"
+        raise ValueError(f"{len(cases)} cases cannot be frozen: {reason}: {_some(bad)}")
     data = b"".join(map(_line, cases))
     digest = hashlib.sha256(data).hexdigest()
     same = path.exists() and path.read_bytes() == data
@@ -210,7 +201,9 @@ def freeze(
             "compared with results on these: raise the version and note why"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+    draft = path.with_name(path.name + ".draft")
+    draft.write_bytes(data)
+    draft.replace(path)  # a full disk must not cut the cases that were there
     path.with_suffix(".sha256").write_text(f"{digest}  {path.name}\n")
     _log(path, {"version": version, "cases": len(cases), "sha256": digest}, note)
     return digest
@@ -219,8 +212,8 @@ def freeze(
 def load(path: str | Path, version: str | None = None) -> list[Case]:
     """Read frozen cases; ValueError if the file is not the one that was frozen.
 
-    None is the file as it was frozen. With a version of its changelog, the answers
-    accepted up to then lie under "also", as keys that replace the case's own.
+    With a version of the changelog, the answers accepted up to then lie under "also",
+    as keys that replace the case's own.
     """
     path = Path(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -230,31 +223,26 @@ def load(path: str | Path, version: str | None = None) -> list[Case]:
             "results on another eval cannot be compared with earlier ones"
         )
     cases = {case["id"]: case for case in _read(path)}
-    if version is None:
-        return list(cases.values())
-    log = changelog(path)
-    frozen = [i for i, entry in enumerate(log) if entry.get("sha256") == digest]
-    log = log[frozen[-1] :] if frozen else []
-    versions = [entry["version"] for entry in log]
-    if version not in versions:
-        raise ValueError(f"{path} has no version {version!r}; it has {versions}")
-    for entry in log[: versions.index(version) + 1]:
-        if entry.get("accept"):
-            cases[entry["case"]].setdefault("also", []).append(entry["accept"])
+    if version is not None:
+        log = changelog(path)
+        frozen = [i for i, entry in enumerate(log) if "sha256" in entry]
+        log = log[frozen[-1] :] if frozen else []
+        versions = [entry["version"] for entry in log]
+        if version not in versions:
+            raise ValueError(f"{path} has no version {version!r}; it has {versions}")
+        for entry in log[: versions.index(version) + 1]:
+            if entry.get("accept"):
+                cases[entry["case"]].setdefault("also", []).append(entry["accept"])
     return list(cases.values())
 
 
 def appeal(
-    path: str | Path,
-    case_id: str,
-    what: str,
-    by: str,
-    accept: Mapping[str, Any] | None = None,
+    path: str | Path, case_id: str, what: str, by: str, accept: Case | None = None
 ) -> str:
     """Note in the changelog that a case is disputed; return the version that this is.
 
     `accept` is what is right as well, under the case's own keys: {"answer": "12"}.
-    None: the case stands. The frozen file stays as it is.
+    None: the case stands.
     """
     case = {case["id"]: case for case in load(path)}.get(case_id)
     if case is None:
@@ -288,7 +276,14 @@ def grade(
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            rows += [dict(json.loads(line))] if line.strip() else []
+        except (TypeError, ValueError) as error:
+            why = f"{path}: line {number} is no JSON object ({error}): restore the file"
+            raise ValueError(why) from error
+    return rows
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
@@ -302,8 +297,11 @@ def _log_of(path: str | Path) -> Path:
 
 def _log(path: Path, entry: dict[str, Any], note: str) -> None:
     day = datetime.date.today().isoformat()
-    with _log_of(path).open("ab") as file:
-        file.write(_line(entry | {"note": note, "day": day}))
+    line, log = _line(entry | {"note": note, "day": day}), _log_of(path)
+    if log.exists() and log.read_bytes()[-1:] not in (b"", b"\n"):
+        line = b"\n" + line  # the last line was cut or edited by hand
+    with log.open("ab") as file:
+        file.write(line)
 
 
 def _number(version: str) -> tuple[int, int]:

@@ -38,7 +38,7 @@ def tolerance(column: Iterable[Any]) -> float:
 
     A column that reaches 10, or reaches 1 and shows two decimals, may hold money: it is
     compared to a cent. Whole numbers, and what stays below (ratios, ratings, days), are
-    compared to the last digit. No tolerance is as wide as 1.
+    compared to the last digit.
     """
     numbers = [cell for cell in column if isinstance(cell, int | float)]
     numbers = [cell for cell in numbers if abs(cell) < WHOLE]
@@ -46,13 +46,10 @@ def tolerance(column: Iterable[Any]) -> float:
     floats = [cell for cell in numbers if isinstance(cell, float)]
     if not floats:
         return min(REL_TOL * top, 1e-6)
-    if top >= 10 or (top >= 1 and max(map(_decimals, floats)) == 2):
+    decimals = (-Decimal(repr(cell)).as_tuple().exponent for cell in floats)
+    if top >= 10 or (top >= 1 and max(decimals) == 2):
         return min(max(ABS_TOL, SUM_TOL * top), 0.5)
     return max(REL_TOL * top, 1e-15)
-
-
-def _decimals(number: float) -> int:
-    return -Decimal(repr(number)).as_tuple().exponent
 
 
 def _split(row: Sequence[Any]) -> tuple[tuple, tuple[float, ...]]:
@@ -101,11 +98,9 @@ def rows_equal(
     """Whether a result equals the reference `want`; row order counts if `ordered`.
 
     Column order counts, column names do not. Numbers are equal within the `tolerance`
-    of the reference's column, integer or not; text, blobs, NULL, infinity and NaN equal
-    only themselves, and text never equals a number. Without order the rows must pair
-    off one to one, so a row that occurs twice must do so in both. `order_by` holds the
-    columns, from 0, by which an ordered reference is sorted: rows of it that tie in all
-    of these may change places.
+    of the reference's column; all else equals only itself. Without order the rows must
+    pair off one to one. `order_by` holds the columns, from 0, by which an ordered
+    reference is sorted: rows that tie in all of these may change places.
     """
     if len(got) != len(want):
         return False
@@ -142,18 +137,17 @@ def order_columns(sql: str) -> tuple[int, ...] | None:
     order = query.args.get("order") if isinstance(query, exp.Query) else None
     if order is None or any(output.is_star for output in query.selects):
         return None
+    names = [output.alias_or_name.lower() for output in query.selects]
+    values = [output.unalias() for output in query.selects]
     columns = []
-    for term in order.expressions:
-        if term.this.is_int:  # ORDER BY 2
-            columns.append(int(term.this.name) - 1)
-            continue
-        name = term.this.name.lower() if isinstance(term.this, exp.Column) else ""
-        names = [output.alias_or_name.lower() for output in query.selects]
-        values = [output.unalias() for output in query.selects]
-        if name in names and not term.this.table:
-            columns.append(names.index(name))
-        elif term.this in values:
-            columns.append(values.index(term.this))
+    for term in (ordered.this for ordered in order.expressions):
+        plain = isinstance(term, exp.Column) and not term.table
+        if term.is_int:  # ORDER BY 2
+            columns.append(int(term.name) - 1)
+        elif plain and term.name.lower() in names:
+            columns.append(names.index(term.name.lower()))
+        elif term in values:
+            columns.append(values.index(term))
         else:
             return None
     return tuple(columns)
@@ -168,11 +162,6 @@ class Grade(types.Grade):
 
     correct_on_live: bool = False  # rows equal on the live database
     per_database: dict[str, bool] = field(default_factory=dict)
-
-    @property
-    def right(self) -> bool:
-        """An earlier name of `correct`."""
-        return self.correct
 
 
 class Grader:
@@ -189,8 +178,7 @@ class Grader:
     def expected(self, cases: Sequence[dict[str, Any]]) -> list[dict[str, Rows]]:
         """Return each case's rows by database: its `expected`, else those of its `sql`.
 
-        Raises ValueError where that SQL fails. Warns of cases whose rows are empty on
-        every database.
+        Raises ValueError where that SQL fails; warns where all these rows are empty.
         """
         queries = [case["sql"] for case in cases if not case.get("expected")]
         ran = self._run(sql for sql in queries if sql not in self._references)
@@ -205,9 +193,8 @@ class Grader:
         empty = [str(case.get("id", "?")) for case, rows in both if _empty(rows)]
         if empty:
             warnings.warn(
-                "reference rows are empty on every database: "
-                "they cannot tell right from wrong, any query without rows is graded "
-                f"right. Cases: {', '.join(dict.fromkeys(empty))}",
+                "reference rows are empty on every database, so any query without rows "
+                f"is graded right. Cases: {', '.join(dict.fromkeys(empty))}",
                 stacklevel=2,
             )
         return wanted
@@ -220,8 +207,7 @@ class Grader:
     ) -> list[Grade]:
         """Grade one SQL text per case; None or blank is wrong with error "no_query".
 
-        `progress` labels the pool's progress bar. Equal answers are run once. Raises
-        ValueError where there are not as many answers as cases.
+        `progress` labels the pool's bar. Equal answers are run once.
         """
         wanted = self.expected(cases)
         ran = self._run((sql for sql in answers if sql and sql.strip()), progress)

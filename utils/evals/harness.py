@@ -94,9 +94,8 @@ class Assistant:
         """Answer many questions, `workers` at a time; traces in the given order.
 
         `progress` labels a progress bar. Ctrl-C waits for the questions under way and
-        asks no more. `log` is a JSONL file that keeps each trace as it comes; a
-        question that has a reply there, from this model under this prompt, is not asked
-        again. `RecordedModel.from_log` replays such a file.
+        asks no more. `log` is a JSONL file that keeps each trace as it comes; what has
+        a reply there, from this model under this prompt, is not asked again.
         """
         from tqdm import tqdm
 
@@ -130,17 +129,15 @@ class Assistant:
     ) -> tuple[str, dict[str, Any] | None]:
         """Add the model's span to the trace; return its text and its tool call."""
         started = time.perf_counter()
-        reply, arguments, status, why = None, None, None, None
         try:
-            answer = self.model(messages)
-            arguments, status, why = self._read_call(answer.text, answer.finish_reason)
-            reply = answer
-        except ModelError as error:
-            status, why = error.status, str(error)
+            reply = self.model(messages)
+            arguments, status, why = self._read_call(reply.text, reply.finish_reason)
+            ends = [reply.finish_reason]
         except Exception as error:
             status, why = "model_error", f"{type(error).__name__}: {error}"
-        ends = [reply.finish_reason] if reply else None
-        if reply is None:  # a failed call has the time that it took, a recording none
+            if isinstance(error, ModelError):
+                status, why = error.status, str(error)
+            arguments, ends = None, None
             reply = Reply("", seconds=time.perf_counter() - started)
         name, digest = self.model_name, _digest(self.prompt)
         message = {"role": "assistant", "content": reply.text}
@@ -159,9 +156,8 @@ class Assistant:
             "gen_ai.usage.cache_read.input_tokens": reply.cached_tokens,
             "gen_ai.response.finish_reasons": ends,
         }
-        trace.spans.append(
-            traces.span("llm", f"chat {name}", attributes, reply.seconds)
-        )
+        span = traces.span("llm", f"chat {name}", attributes, reply.seconds)
+        trace.spans.append(span)
         return reply.text, arguments
 
     def _read_call(
@@ -203,11 +199,10 @@ class Assistant:
 class ApiModel:
     """Any server that speaks chat completions, through the openai SDK.
 
-    Arguments left out come from OPENAI_BASE_URL, OPENAI_API_KEY and MODEL. The SDK
-    retries connection errors, 408, 409, 429 and 5xx with growing pauses. `options` are
-    passed on to the request (temperature, max_tokens and so on). A server on this
-    machine is asked directly, even where HTTP_PROXY is set. The SDK raises where there
-    is no key.
+    Arguments left out come from OPENAI_BASE_URL, OPENAI_API_KEY (the SDK raises where
+    there is none) and MODEL. The SDK retries lost connections, 408, 409, 429 and 5xx.
+    `options` go into the request (temperature, max_tokens and so on). A server on this
+    machine is asked directly, even where HTTP_PROXY is set.
     """
 
     def __init__(
@@ -275,16 +270,13 @@ class RecordedModel:
     def __call__(self, messages: Messages) -> Reply:
         """Return the recorded reply. Raises ModelError with status not_recorded."""
         asked = "\n".join(message["content"] for message in messages[1:])
-        if messages[0]["content"] != self.prompt:
-            why = "these replies were recorded under another system prompt"
-        elif asked in self.replies:
+        same = messages[0]["content"] == self.prompt
+        if same and asked in self.replies:
             return self.replies[asked]
-        elif len(messages) > 2:
-            why = "no retry was recorded"
-        else:
-            why = "no reply to this question was recorded"
+        what = "to this question" if len(messages) == 2 else "to this retry"
+        what = what if same else "under this system prompt"
         hint = "set OPENAI_API_KEY and MODEL to ask a live model"
-        raise ModelError("not_recorded", f"{why}; {hint}")
+        raise ModelError("not_recorded", f"no reply {what} was recorded; {hint}")
 
     @classmethod
     def from_log(
@@ -295,7 +287,8 @@ class RecordedModel:
         Of several replies to a question the first is taken. ValueError if there is
         none, or if there are several models' and `model` does not name one.
         """
-        found = [t for ts in _replied(path, prompt, model).values() for t in ts]
+        known = _replied(path, prompt, model)
+        found = [trace for each in known.values() for trace in each]
         names = sorted({t.calls("llm")[0]["gen_ai.request.model"] for t in found})
         if len(names) != 1:
             why = f"several models', name one: {', '.join(names)}" if names else "none"

@@ -36,20 +36,18 @@ class Judge:
 
     def __call__(self, case: Case, reply: str) -> dict[str, str]:
         """Judge one reply; "unread" with the reason where no verdict comes back."""
-        chat = messages(self.prompt, case, reply)
         try:
+            chat = messages(self.prompt, case, reply)
             verdict, reason = read_verdict(self.model(chat).text)
         except Exception as error:  # one failed call must not cost the others
             verdict, reason = "unread", f"{type(error).__name__}: {error}"
         return {"id": case["id"], "verdict": verdict, "reason": reason}
 
-    def all(
-        self, cases: Sequence[Case], replies: Sequence[str], workers: int = 8
-    ) -> list[dict[str, str]]:
-        """Judge one reply a case, `workers` at a time; warns of unread ones."""
+    def all(self, cases: Sequence[Case], replies: Sequence[str]) -> list[dict]:
+        """Judge one reply a case, eight at a time; warns of unread ones."""
         if len(cases) != len(replies):
             raise ValueError(f"{len(cases)} cases, but {len(replies)} replies")
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(8) as pool:
             rows = list(pool.map(self, cases, replies))
         unread = [row for row in rows if row["verdict"] == "unread"]
         if unread:
@@ -75,7 +73,7 @@ def messages(prompt: str, case: Case, reply: str | None) -> Messages:
 
 
 def read_verdict(text: str) -> tuple[str, str]:
-    """Read verdict and reason; ValueError for anything but the JSON that was asked for.
+    """Read verdict and reason; ValueError for anything but the JSON asked for.
 
     A fence around the whole is let pass; so are further keys.
     """
@@ -128,9 +126,8 @@ class JudgeRates:
     tpr: Interval  # share of the right answers that it passes
     tnr: Interval  # share of the wrong answers that it fails
     accuracy: Interval
-    constant: float  # accuracy of giving the commoner verdict always
     kappa: float
-    unread: int = 0  # left out of all the others
+    unread: int  # left out of all the others
 
 
 def judge_rates(truth: Sequence[bool], verdict: Sequence[bool | None]) -> JudgeRates:
@@ -141,36 +138,32 @@ def judge_rates(truth: Sequence[bool], verdict: Sequence[bool | None]) -> JudgeR
     given = len(verdict)
     truth, verdict = _read(truth, verdict)
     n = len(truth)
-    if len(set(truth.tolist())) < 2:
+    tp, fn, tn, fp = _confusion(truth, verdict)
+    if not (tp + fn and tn + fp):
         message = "a judge is tested on right and on wrong replies; here is one kind"
         raise ValueError(f"{message} ({n} read, {given - n} unread)")
-    tp, fn, tn, fp = _confusion(truth, verdict)
     return JudgeRates(
         tpr=wilson(tp, tp + fn),
         tnr=wilson(tn, tn + fp),
         accuracy=wilson(tp + tn, n),
-        constant=max(tp + fn, tn + fp) / n,
         kappa=kappa(truth, verdict),
         unread=given - n,
     )
 
 
 def rates_by_part(
-    truth: Sequence[bool], verdict: Sequence[bool | None], parts: int = 2
+    truth: Sequence[bool], verdict: Sequence[bool | None]
 ) -> list[JudgeRates]:
     """Rates of each half of the verdicts, in the order given, to see a judge drift."""
-    places = np.array_split(np.arange(len(truth)), parts)
-    return [
-        judge_rates([truth[i] for i in part], [verdict[i] for i in part])
-        for part in places
-    ]
+    half = (len(truth) + 1) // 2
+    halves = slice(None, half), slice(half, None)
+    return [judge_rates(truth[part], verdict[part]) for part in halves]
 
 
 def kappa(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
     """Agreement of two raters beyond chance (Cohen 1960).
 
-    The labels of both are all texts or all booleans. NaN where both give one and the
-    same label throughout: chance would do so too.
+    NaN where both give one and the same label throughout: chance would do so too.
     """
     table, _ = to_table(np.column_stack([a, b]))
     if len(table) < 2:
@@ -185,13 +178,13 @@ def label_agreement(
 
     How many items each reader gave it, how many both did, and kappa of having it.
     """
-    readers = [[{x} if isinstance(x, str) else set(x) for x in side] for side in (a, b)]
-    if len(readers[0]) != len(readers[1]):
+    if len(a) != len(b):
         raise ValueError(f"{len(a)} items of one reader, {len(b)} of the other")
+    a, b = ([{x} if isinstance(x, str) else set(x) for x in side] for side in (a, b))
     rows = {}
-    for code in sorted(set().union(*readers[0], *readers[1])):
-        first, second = ([code in codes for codes in side] for side in readers)
-        both = sum(x and y for x, y in zip(first, second, strict=True))
+    for code in sorted(set().union(*a, *b)):
+        first, second = ([code in codes for codes in side] for side in (a, b))
+        both = sum(np.array(first) & second)
         rows[code] = (sum(first), sum(second), both, kappa(first, second))
     columns = ["first", "second", "both", "kappa"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
@@ -235,19 +228,19 @@ def correction_trial(
     truth: Sequence[bool],
     verdict: Sequence[bool | None],
     right: float | None = None,
-    halves: int = 300,
     seed: int = 0,
 ) -> dict[str, float]:
     """Label a random half, correct the rate of the other one, and see if that helps.
 
-    `right` draws the other half anew, so that this share of it is right. Returns the
-    mean distance from the truth of the rate as "observed" and as "corrected", and how
-    often the corrected one is "nearer"; NaN where the judge is no better than chance.
+    `right` draws the other half anew, so that this share of it is right. Returns, over
+    300 such halves, the mean distance from the truth of the rate as "observed" and as
+    "corrected", and how often the corrected one is "nearer"; NaN where the judge is no
+    better than chance.
     """
     rng = np.random.default_rng(seed)
     truth, verdict = _read(truth, verdict)
     errors = []
-    for _ in range(halves):
+    for _ in range(300):
         label, traffic = np.array_split(rng.permutation(len(truth)), 2)
         if right is not None:
             good, bad = traffic[truth[traffic]], traffic[~truth[traffic]]

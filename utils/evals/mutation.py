@@ -28,16 +28,11 @@ def mutants(sql: str) -> list[tuple[str, str]]:
         raise ValueError(f"sqlglot cannot parse {sql!r}: {e}") from e
     found = []
     for node in list(query.walk()):
-        parent, key = node.parent, node.arg_key
+        parent, key, index = node.parent, node.arg_key, node.index
         for name, other in _changes(node):
-            if other is None:
-                parent.set(key, None)
-                found.append((name, query.sql("sqlite")))
-                parent.set(key, node)
-            else:
-                node.replace(other)
-                found.append((name, query.sql("sqlite")))
-                other.replace(node)
+            parent.set(key, other, index)
+            found.append((name, query.sql("sqlite")))
+            parent.set(key, node, index)
     return found
 
 

@@ -3,9 +3,8 @@
     with SandboxPool({"live": "data/warehouse.sqlite"}) as pool:
         pool.run("SELECT COUNT(*) FROM tickets").rows      # [(1400,)]
 
-The queries run in a few processes that are started once, confined (`worker.py` lists
-what that covers) and given many queries at a time. This side trusts no answer, kills a
-worker that is late, and starts another: a bad query costs itself, not the pool.
+The queries run in a few confined processes (`worker.py` lists what that covers), many
+in each. This side trusts no answer, kills a worker that is late, and starts another.
 """
 
 import contextlib
@@ -24,7 +23,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 
 from utils.evals import worker
@@ -62,10 +60,9 @@ class Result:
 class SandboxPool:
     """Worker processes that answer SQL on read-only databases; a context manager.
 
-    `databases` maps names to SQLite files, which nobody may write to meanwhile. Workers
-    start when first needed. Threads may share a pool. Raises FileNotFoundError or
-    ValueError for a bad file or a bad `limits.now`, RuntimeError on Windows or if a
-    worker does not start. Warns of each view and virtual table that cannot be read.
+    `databases` maps names to SQLite files, which nobody may write to meanwhile. Threads
+    may share a pool. Raises FileNotFoundError or ValueError for a bad file, and
+    RuntimeError on Windows. Warns of each view and virtual table that cannot be read.
     """
 
     def __init__(
@@ -78,8 +75,6 @@ class SandboxPool:
             raise RuntimeError("SandboxPool needs Linux or macOS; on Windows use WSL")
         self.size = workers or min(os.cpu_count() or 1, 8)
         self.limits = limits or Limits()
-        if self.limits.now:
-            datetime.fromisoformat(self.limits.now)  # ValueError if it is no time
         self._pid = os.getpid()
         self.databases = {name: Path(path) for name, path in databases.items()}
         self._uris = {name: _uri(path) for name, path in self.databases.items()}
@@ -127,25 +122,21 @@ class SandboxPool:
     ) -> list[Result]:
         """Answer (database name, SQL) jobs, in their order; `progress` labels a bar.
 
-        Raises ValueError for an unknown database, before anything runs. Whatever the
-        SQL does is in the Results.
+        Raises ValueError for an unknown database, before anything runs.
         """
         from tqdm import tqdm
 
         if os.getpid() != self._pid:
-            message = "this pool was made before a fork, make one in the child"
-            raise RuntimeError(message)
-        jobs = list(jobs)
+            raise RuntimeError("this pool is of before a fork: make one in the child")
+        jobs, most = list(jobs), self.limits.sql_bytes
+        too_long = Result(None, "too_long", f"the SQL is longer than {most:,} bytes")
         results: list[Result | None] = [None] * len(jobs)
-        todo: deque[int] = deque()
         for i, (database, sql) in enumerate(jobs):
             if database not in self._uris:
                 raise ValueError(f"no database {database!r}, only {list(self._uris)}")
-            if len(sql.encode("utf-8", "surrogatepass")) <= self.limits.sql_bytes:
-                todo.append(i)
-            else:
-                message = f"the SQL is longer than {self.limits.sql_bytes:,} bytes"
-                results[i] = Result(None, "too_long", message)
+            if len(sql.encode("utf-8", "surrogatepass")) > most:
+                results[i] = too_long
+        todo = deque(i for i, result in enumerate(results) if result is None)
         look = {"leave": False, "delay": 1.0, "disable": progress is None}
         with tqdm(total=len(todo), desc=progress, **look) as bar:
             self._answer(jobs, todo, results, bar.update)

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, special, stats
+from scipy import special, stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import NormalIndPower
+
+ALPHA, POWER = 0.05, 0.8  # of the questions how many cases it takes
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,9 @@ class Interval:
         """Write a rate, such as '36.4 % (30.7 to 42.5)'."""
         return self._write(f".{digits}f", "%")
 
-    def points(self, digits: int = 1) -> str:
+    def points(self) -> str:
         """Write a difference of rates, such as '+2.0 points (-1.1 to +5.0)'."""
-        return self._write(f"+.{digits}f", "points")
+        return self._write("+.1f", "points")
 
     def _write(self, spec: str, unit: str) -> str:
         numbers = (self.value, self.low, self.high)
@@ -75,10 +77,10 @@ def paired_difference(
     """Rate of b less that of a on the same cases, with a bootstrap interval.
 
     `p` is the exact two-sided test that both are right equally often (McNemar 1947):
-    only cases on which they differ tell anything; where there is none, p is 1.
-    `clusters` names the group of each case, such as its template: groups are resampled
-    whole. McNemar's p knows no groups, so with clusters go by the interval. Where no
-    case differs the interval has no width; `minimum_detectable_effect` tells more then.
+    only cases on which they differ tell anything; where there is none, p is 1 and the
+    interval has no width. `clusters` names the group of each case, such as its
+    template: groups are resampled whole. McNemar's p knows no groups, so with clusters
+    go by the interval.
     """
     gain = np.asarray(b, dtype=int) - np.asarray(a, dtype=int)
     only_a, only_b = int((gain < 0).sum()), int((gain > 0).sum())
@@ -100,8 +102,8 @@ def sequential_test(
     new one is no worse, the chance is 1/2 at most.
 
     The e-value is the likelihood of the events under a higher rate over that under
-    `limit`, averaged over all rates from `limit` to 1 (Robbins 1970, Annals of
-    Mathematical Statistics 41; Ramdas et al. 2023, arXiv 2210.01948).
+    `limit`, averaged over all rates from `limit` to 1 (Robbins 1970; Ramdas et al.
+    2023, arXiv 2210.01948).
     """
     flags = np.asarray(bad, dtype=bool)
     hits = flags.cumsum()
@@ -177,9 +179,7 @@ def gate(
     names = range(len(before)) if names is None else names
     if not 0 < len(before) == len(after) == len(names):
         counts = f"{len(before)}, {len(after)}, {len(names)}"
-        raise ValueError(
-            f"before, after and names differ in length, or hold 0: {counts}"
-        )
+        raise ValueError(f"lengths of before, after and names: {counts}")
     pairs = list(zip(names, before, after, strict=True))
     broken = [str(name) for name, was, now in pairs if was and not now]
     mended = [str(name) for name, was, now in pairs if now and not was]
@@ -193,61 +193,41 @@ def gate(
     return found
 
 
-def minimum_detectable_effect(
-    n: int,
-    base_rate: float,
-    power: float = 0.8,
-    alpha: float = 0.05,
-    paired_discordance: float | None = None,
-) -> float:
-    """Smallest rise over `base_rate` that n cases show with this power.
+def minimum_detectable_effect(n: int, base_rate: float) -> float:
+    """Smallest rise over `base_rate` that two samples of n each show, 4 times in 5.
 
-    Infinite, with a warning, where n is too small for any: see `cases_needed`.
-
-    For two separate samples of n each: Cohen's arcsine approximation (1988), a little
-    hopeful within a few cases of 0 or n. For the same n cases twice give
-    `paired_discordance`, the share on which the two systems differ, from a pilot
-    (only_a + only_b) / n: the power of the exact McNemar test, averaged over the number
-    of such cases (Schork and Williams 1980). Ask before an eval, not after it (Miller
-    2024, arXiv 2411.00640).
+    Cohen's arcsine approximation (1988), a little hopeful within a few cases of 0 or n.
+    Infinite, with a warning, where n is too small for any rise. Ask before an eval, not
+    after it (Miller 2024, arXiv 2411.00640).
     """
-    if paired_discordance is None:
-        effect = NormalIndPower().solve_power(nobs1=n, alpha=alpha, power=power)
-        angle = math.asin(math.sqrt(base_rate)) + effect / 2
-        if angle <= math.pi / 2:
-            return math.sin(angle) ** 2 - base_rate
-    else:
-        share = paired_discordance
-
-        def surplus(rise: float) -> float:
-            return _paired_power(n, rise, share, alpha) - power
-
-        most = _largest_rise(base_rate, share)
-        if most > 0 and surplus(most) >= 0:
-            return optimize.brentq(surplus, 0, most)
+    effect = NormalIndPower().solve_power(nobs1=n, alpha=ALPHA, power=POWER)
+    angle = math.asin(math.sqrt(base_rate)) + effect / 2
+    if angle <= math.pi / 2:
+        return math.sin(angle) ** 2 - base_rate
     message = f"{n} cases are too few to show any rise over {base_rate:.1%}"
     warnings.warn(f"{message}; ask cases_needed how many it takes", stacklevel=2)
     return math.inf
 
 
 def cases_needed(
-    points: float,
-    rate: float = 0.5,
-    paired_discordance: float | None = None,
-    power: float = 0.8,
-    alpha: float = 0.05,
+    points: float, rate: float = 0.5, paired_discordance: float | None = None
 ) -> int:
-    """Count the cases that show a rise of `points` over `rate` with this power.
+    """Count the cases that show a rise of `points` over `rate`, 4 times in 5.
 
-    The inverse of `minimum_detectable_effect`, which says what `paired_discordance`
-    is; without it, the number is that of each of two separate samples. For a fall
-    give as `rate` where it ends. ValueError where no number of cases can show it.
+    The number is that of each of two separate samples. For the same cases twice give
+    `paired_discordance`, the share on which the two systems differ, from a pilot
+    (only_a + only_b) / n: the power is then that of the exact McNemar test, averaged
+    over the number of such cases (Schork and Williams 1980). For a fall give as `rate`
+    where it ends. ValueError where no number of cases can show it.
     """
     _check_points(points)
     rise, share = points / 100, paired_discordance
-    most = 1 - rate if share is None else _largest_rise(rate, share)
+    most, differ = 1 - rate, ""
+    if share is not None:
+        # b wins only where the two differ and a is wrong
+        most = min(share, 2 * (1 - rate) - share)
+        differ = f" by systems that differ on {share:.1%}"
     if rise > most + 1e-12:
-        differ = "" if share is None else f" by systems that differ on {share:.1%}"
         raise ValueError(
             f"a rate of {rate:.1%} can rise by {100 * max(most, 0):.3g} points at most"
             f"{differ}, not by {points:g}; for a fall give the rate where it ends"
@@ -255,13 +235,13 @@ def cases_needed(
     if share is None:
         angles = math.asin(math.sqrt(min(rate + rise, 1))), math.asin(math.sqrt(rate))
         effect = 2 * (angles[0] - angles[1])
-        return math.ceil(NormalIndPower().solve_power(effect, alpha=alpha, power=power))
+        return math.ceil(NormalIndPower().solve_power(effect, alpha=ALPHA, power=POWER))
     few, enough = 1, 2
-    while _paired_power(enough, rise, share, alpha) < power:
+    while _paired_power(enough, rise, share) < POWER:
         few, enough = enough, 2 * enough
     while enough - few > 1:
         middle = (few + enough) // 2
-        found = _paired_power(middle, rise, share, alpha) >= power
+        found = _paired_power(middle, rise, share) >= POWER
         few, enough = (few, middle) if found else (middle, enough)
     return enough
 
@@ -271,17 +251,12 @@ def _check_points(points: float) -> None:
         raise ValueError(f"points are percentage points, such as 3, not {points!r}")
 
 
-def _largest_rise(rate: float, share: float) -> float:
-    """Limit the rise of b over a: b wins only where they differ and a is wrong."""
-    return min(share, 2 * (1 - rate) - share)
-
-
-def _paired_power(n: int, rise: float, share: float, alpha: float) -> float:
+def _paired_power(n: int, rise: float, share: float) -> float:
     """Chance that the exact McNemar test finds a rise, averaged over what differs."""
     # Counts outside of these bounds come up once in 10**10 times.
     first, last = stats.binom.ppf(1e-10, n, share), stats.binom.isf(1e-10, n, share)
     differing = np.arange(first, last + 1)
-    critical = stats.binom.isf(alpha / 2, differing, 0.5) + 1
+    critical = stats.binom.isf(ALPHA / 2, differing, 0.5) + 1
     for_b = min((share + rise) / (2 * share), 1.0)
     found = stats.binom.sf(critical - 1, differing, for_b)
     found += stats.binom.cdf(differing - critical, differing, for_b)

@@ -4,6 +4,8 @@ A model is any function from messages to a `Reply`: the frontier API, a recordin
 a tuned model in memory or behind a server.
 """
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -88,3 +90,40 @@ class Product(Protocol):
 
     def show(self, case: Case, answer: Any) -> str:
         """Write an answer as text for a person who reads it beside the case."""
+
+
+def check_product(product: Product, logs: "Sequence[Trace]") -> None:
+    """Try a product of one's own on its logs; ValueError says what to mend first.
+
+    `feedback["answer"]` of a trace should be the right reply as text.
+    """
+    parts = "name no_answer prompts logs cases extract grade show"
+    missing = [part for part in parts.split() if not hasattr(product, part)]
+    if missing:
+        raise ValueError(f"the product has no {', '.join(missing)}: see `Product`")
+    if not re.fullmatch(r"[\w-]+", product.name):
+        raise ValueError(f"name: letters, digits, - and _ only, not {product.name!r}")
+    if not logs:
+        raise ValueError("logs() gave no traces: look at what traces.load tells")
+    for trace in logs:
+        right = (trace.feedback or {}).get("answer")
+        if right is None:
+            continue
+        where = f"feedback['answer'] of trace {trace.trace_id}"
+        if not isinstance(right, str):
+            raise ValueError(f"{where} is {right!r}: write the right reply as text")
+        answer = product.extract(right)
+        if answer is None:
+            raise ValueError(
+                f"extract() reads no answer in {where}, {right!r}: write the whole "
+                "reply that the model should have given, or leave that label out"
+            )
+        if json.loads(json.dumps(answer, default=repr)) != answer:
+            raise ValueError(f"extract() gives {answer!r}: give text, lists or dicts")
+        case = {"id": trace.trace_id, "question": trace.question, "answer": answer}
+        grades = list(product.grade([case], [answer]))
+        if len(grades) != 1 or not getattr(grades[0], "correct", False):
+            raise ValueError(
+                f"grade() of {where} against itself gives {grades!r}: it should give "
+                "one Grade a case, and this one correct"
+            )

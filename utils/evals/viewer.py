@@ -1,10 +1,8 @@
 """Read traces and cases one by one in a notebook, and note what is wrong with them.
 
-A page is static HTML with a little JavaScript (`viewer.html`): no server, nothing to
-install. Its keys work while it has the focus: left and right or j and k turn the page.
-Where no script may run (GitHub, a notebook that is not trusted), the first rows stand
-as plain tables. Nothing in a page depends on chance or on the time, so a notebook that
-runs again saves the same output.
+A page is static HTML with a little JavaScript (`viewer.html`). Where no script may run
+(GitHub, a notebook that is not trusted), the first rows stand as plain tables. A
+notebook that runs again saves the same output.
 
     rows = viewer.from_traces(traces, product)
     viewer.show(rows)
@@ -24,10 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from utils.evals.types import Case, Grade, Product, Reply
+from utils.evals.types import Case, Grade, Product
 from utils.logs.importers import ARGUMENTS, INPUT, OUTPUT, RESULT
 from utils.logs.traces import Trace
 
@@ -38,12 +35,11 @@ Row = dict[str, Any]
 # A piece of a page: text, or a tag (perhaps "tag.class") and what is inside.
 Node = str | list
 
-# Keys under which products keep a question and its right answer.
-QUESTION = ("question", "message", "input", "prompt")
-RIGHT = ("right", "answer", "sql")
+RIGHT = ("answer", "sql")  # keys under which products keep a right answer
+ROW_LIMIT = 200  # rows in a page
 TEXT_LIMIT = 6_000  # characters shown of one text
 SPAN_LIMIT = 2_000  # and of one part of a span
-PAGE_LIMIT = 3_000_000  # characters in a page; more would make a notebook slow
+PAGE_LIMIT = 3_000_000  # characters in one; more would make a notebook slow
 PLAIN_ROWS = 3  # readable without JavaScript
 WORD_LIMIT = 600  # a longer text is compared by lines
 _WORD = re.compile(r"\s*(?:[^\s(),;]+|[(),;])")
@@ -62,9 +58,6 @@ class Page:
 
     def __repr__(self) -> str:
         return self.label
-
-
-# Rows -------------------------------------------------------------------------------
 
 
 def from_traces(traces: Sequence[Trace], product: Product | None = None) -> list[Row]:
@@ -108,48 +101,34 @@ def from_cases(
     answers: Sequence[Any],
     grades: Sequence[Grade] | None = None,
     product: Product | None = None,
-    replies: Sequence[Reply] | None = None,
-    question: str | None = None,
     right: str | None = None,
 ) -> list[Row]:
     """Make a row of each case with its answer: right or wrong and why, and its slices.
 
-    `question` and `right` name the cases' keys; by default the first of `QUESTION` and
-    `RIGHT` that they have. ValueError if there is none, or if the lists differ in
-    length.
+    `right` names the cases' key for what is right, by default the first of `RIGHT` that
+    they have. ValueError if there is none, or if the lists differ in length.
     """
-    together = [cases, answers]
-    together += [more for more in (grades, replies) if more is not None]
-    if len({len(each) for each in together}) > 1:
-        raise ValueError("cases, answers, grades and replies differ in length")
-    question = question or _key(cases, QUESTION, "question")
-    right = right or _key(cases, RIGHT, "right")
+    if right is None:
+        right = next((k for k in RIGHT if any(k in case for case in cases)), None)
+    if cases and right is None:
+        has = ", ".join(cases[0])
+        raise ValueError(f"the cases have {has}: say right=... which of these it is")
+    if grades is None:
+        grades = [None] * len(cases)
+    if not len(cases) == len(answers) == len(grades):
+        raise ValueError("cases, answers and grades differ in length")
     rows = []
-    for i, (case, answer) in enumerate(zip(cases, answers, strict=True)):
+    for case, answer, grade in zip(cases, answers, grades, strict=True):
         row = {
-            "id": case.get("id", i + 1),
-            "question": case.get(question),
+            "id": case["id"],
+            "question": case["question"],
             "answer": _show(product, case, answer),
             "right": _show(product, case, case.get(right)),
         }
-        if grades is not None:
-            row |= {"correct": grades[i].correct, "error": grades[i].error}
-        row |= {k: v for k, v in case.items() if k not in {*row, question, right}}
-        if replies is not None:
-            row["reply"] = replies[i].text
-        rows.append(row)
+        if grade:
+            row |= {"correct": grade.correct, "error": grade.error}
+        rows.append(row | {k: v for k, v in case.items() if k not in {*row, right}})
     return rows
-
-
-def _key(cases: Sequence[Case], known: tuple[str, ...], argument: str) -> str:
-    """Return the first known key that the cases have."""
-    for key in known:
-        if any(key in case for case in cases):
-            return key
-    if not cases:
-        return known[0]
-    has = ", ".join(cases[0])
-    raise ValueError(f"the cases have {has}: say {argument}=... which of these it is")
 
 
 def _show(product: Product | None, case: Case, answer: Any) -> str:
@@ -186,16 +165,13 @@ def _parts(span: dict) -> list[str]:
     return parts
 
 
-# Pages ------------------------------------------------------------------------------
-
-
-def show(rows: Sequence[Row], cap: int = 200) -> Page:
+def show(rows: Sequence[Row]) -> Page:
     """Show one row at a time, its answer beside the right one, the difference marked.
 
-    Shown are the first `cap` rows, fewer if they are long; the page says how many it
-    left out. Filters are made of the facts that take 2 to 20 values.
+    The page says how many rows it left out, where they are many or long. Filters are
+    made of the facts that take 2 to 20 values.
     """
-    return _page(list(rows), cap, None)
+    return _page(list(rows), None)
 
 
 def annotate(
@@ -203,7 +179,6 @@ def annotate(
     codes: Mapping[str, str] | Sequence[str],
     path: str | Path,
     reader: str = "me",
-    cap: int = 200,
 ) -> Page:
     """Show rows with a note and codes to tick, several a row; `save` brings them home.
 
@@ -225,16 +200,16 @@ def annotate(
         "reader": reader,
         "saved": {note["id"]: note for note in saved if note["id"] in ids},
     }
-    return _page(list(rows), cap, form)
+    return _page(list(rows), form)
 
 
-def _page(rows: list[Row], cap: int, form: dict | None) -> Page:
+def _page(rows: list[Row], form: dict | None) -> Page:
     """Put rows into the template, as plain HTML and as data for the script."""
     if not all(isinstance(row, dict) for row in rows):
         raise TypeError("rows should be dictionaries, as from_traces makes them")
-    filters = _filters(rows[:cap])
+    filters = _filters(rows[:ROW_LIMIT])
     items, size = [], 0
-    for number, row in enumerate(rows[:cap], 1):
+    for number, row in enumerate(rows[:ROW_LIMIT], 1):
         facts = {key: _fact(row.get(key)) for key in filters}
         items.append(
             {"id": str(row.get("id", number)), "tree": _tree(row), "facts": facts}
@@ -271,7 +246,7 @@ def _page(rows: list[Row], cap: int, form: dict | None) -> Page:
 
 def _fact(value: Any) -> str:
     """Write a short value for the line of facts; "" if it has no place there."""
-    value = value.item() if isinstance(value, np.generic) else value
+    value = value.item() if hasattr(value, "item") else value  # of NumPy
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -369,9 +344,6 @@ def _html(node: Node) -> str:
     return start + "".join(_html(child) for child in node[1:]) + f"</{tag}>"
 
 
-# Annotations ------------------------------------------------------------------------
-
-
 class _Note(BaseModel):
     model_config = ConfigDict(coerce_numbers_to_str=True, extra="allow")
 
@@ -382,16 +354,13 @@ class _Note(BaseModel):
     time: str = ""
 
 
-def annotations(path: str | Path, reader: str | None = None) -> list[dict]:
-    """Read the notes of all readers or one: id, note, codes, reader, time.
+def annotations(path: str | Path) -> list[dict]:
+    """Read the notes of all readers: id, note, codes, reader, time.
 
     Of several lines of one reader on one id the last counts; a note that was emptied
     is gone. No file yet: [], and a line that says how to make one.
     """
-    notes = _notes(path)
-    if reader is not None:
-        notes = [note for note in notes if note["reader"] == reader]
-    notes = [note for note in notes if note["note"] or note["codes"]]
+    notes = [note for note in _notes(path) if note["note"] or note["codes"]]
     if not notes:
         print(f"No annotations in {Path(path).name} yet: viewer.annotate makes them.")
     return notes
@@ -415,12 +384,14 @@ def save(path: str | Path, source: str | Path) -> int:
         before = old.get((note["reader"], note["id"]))
         if before is None or before["time"] < note["time"]:
             lines.append(json.dumps(note, ensure_ascii=False) + "\n")
+    count = len(lines)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
+        lines.insert(0, "\n")  # the last line was cut or edited by hand
     with path.open("a", encoding="utf-8", errors="replace", newline="\n") as file:
         file.writelines(lines)
-    left = len(new) - len(lines)
-    print(f"{len(lines)} new in {path.name}, {left} were there or are older.")
-    return len(lines)
+    print(f"{count} new in {path.name}, {len(new) - count} were there or are older.")
+    return count
 
 
 def _notes(path: str | Path) -> list[dict]:
@@ -428,7 +399,8 @@ def _notes(path: str | Path) -> list[dict]:
     path = Path(path).expanduser()
     if not path.exists():
         return []
-    notes, bad = _parse(path.read_text(encoding="utf-8-sig"))
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    notes, bad = _parse(text)
     if bad:
         message = f"{path.name}: {len(bad)} lines skipped: {'; '.join(bad[:5])}"
         warnings.warn(message, UserWarning, stacklevel=3)

@@ -6,23 +6,19 @@ line of jobs in, a line for each answer out. It needs the standard library only.
 Covered, on Linux:
 - Writing: the file is opened read-only and immutable, and SQLite's authorizer admits
   only SELECT, recursion, reads of the schema's tables, and functions from a list.
-- Other files, the network, other programs: the process can open nothing and start
-  nothing, and its environment is empty, so it holds no keys.
-- Time: a progress handler ends a query at its deadline. One call of REPLACE or LIKE can
-  run for minutes without asking that handler: then the parent kills the process.
-- Memory: of SQLite and of the process. Rows, bytes of a result, length of the SQL.
-- Answers that change: there is no clock but the one of `Limits.now`, no time zone and
-  no random number, so one query has one answer, today and on any machine.
-- A worker that dies or lies: its parent parses its answers and trusts none of them.
+- Other files, the network, other programs: the process can open and start nothing, and
+  its environment is empty, so it holds no keys.
+- Time: a progress handler ends a query at its deadline. One call of REPLACE can run for
+  minutes without asking that handler: then the parent kills the process.
+- Memory of SQLite and of the process, rows, bytes of a result, length of the SQL.
+- Answers that change: no random number, no time zone, and the clock of `Limits.now`.
 
 Not covered:
-- A bug in SQLite or Python that lets a query run machine code. This is no virtual
-  machine: such code keeps the limits above and is your account otherwise.
-- Reading: a query sees all rows of the databases it is given. Give it a copy without
-  what its user must not see.
+- A bug in SQLite or Python that lets a query run machine code. Such code keeps the
+  limits above and is your account otherwise.
+- Reading: a query sees all rows. Give it a copy without what its user must not see.
 - Processor time below the deadline: each worker may keep one core busy.
-- Where the operating system has no such limit: macOS caps SQLite's memory and not the
-  process's, root may start processes on Linux too, and Windows cannot run this.
+- macOS caps SQLite's memory and not the process's; root may start processes on Linux.
 """
 
 import contextlib
@@ -82,6 +78,10 @@ class Limits:
     sql_bytes: int = 100_000
     now: str | None = None  # what the clock says; None: a query that asks is denied
 
+    def __post_init__(self) -> None:
+        if self.now:
+            datetime.fromisoformat(self.now)  # ValueError if it is no time
+
 
 class Failed(Exception):  # noqa: N818
     """Ends a query; the arguments are those of its Result after the rows."""
@@ -89,8 +89,8 @@ class Failed(Exception):  # noqa: N818
 
 def serve() -> None:
     """Confine this process; then a line of jobs in, a line for each answer out."""
-    uris, limits = json.loads(sys.stdin.buffer.readline())[0]
-    limits = Limits(**limits)
+    uris, asked = json.loads(sys.stdin.buffer.readline())[0]
+    limits = Limits(**asked)
     os.environ["TZ"] = "UTC0"  # 'localtime' is the same on all machines
     time.tzset()
     try:
@@ -132,7 +132,7 @@ def open_readonly(uri: str, limits: Limits) -> Callable[[str], tuple]:
 
     Returns a function from SQL to (error, message, seconds, columns, rows).
     """
-    deadline, denied, refusal = 0.0, False, ""
+    deadline, refusals = 0.0, []  # a refusal is "" where SQLite has its own words
     # No cache of statements: nothing of one query is there for the next.
     db = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
     db.text_factory = methodcaller("decode", "utf-8", "replace")
@@ -141,11 +141,7 @@ def open_readonly(uri: str, limits: Limits) -> Callable[[str], tuple]:
     # The authorizer judges what views do, too, so they may call functions.
     db.execute("PRAGMA trusted_schema = 1")
 
-    def refuse(message: str) -> None:
-        nonlocal refusal
-        refusal = message
-
-    freeze_clock(db, limits, refuse)
+    freeze_clock(db, limits.now, refusals)
     # The schema can be read, for prompts tell it anyway; statistics cannot.
     names = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
     readable = {n for n in names if not n.startswith("sqlite_")} | {"sqlite_master"}
@@ -160,7 +156,6 @@ def open_readonly(uri: str, limits: Limits) -> Callable[[str], tuple]:
     db.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, limits.sql_bytes)
 
     def authorize(action: int, first: str, second: str, *_: str) -> int:
-        nonlocal denied
         if opening:
             return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_READ:
@@ -170,21 +165,24 @@ def open_readonly(uri: str, limits: Limits) -> Callable[[str], tuple]:
             allowed = second.lower() in FUNCTIONS
         else:
             allowed = action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE)
-        denied = denied or not allowed
-        return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
+        if allowed:
+            return sqlite3.SQLITE_OK
+        refusals.append("")
+        return sqlite3.SQLITE_DENY
 
     def answer(sql: str) -> tuple:
-        nonlocal deadline, denied, refusal
+        nonlocal deadline
         begun = time.monotonic()
-        deadline, denied, refusal = begun + limits.seconds, False, ""
+        deadline = begun + limits.seconds
+        refusals.clear()
         error, message, columns, rows = None, "", [], []
         try:
             columns, rows = _fetch(db, sql, limits)
         except Failed as failed:
             error, message = failed.args
         except (sqlite3.Error, UnicodeError, MemoryError) as failed:
-            error = "denied" if denied or refusal else _name(failed)
-            message = refusal or str(failed) or "no memory is left"
+            error = "denied" if refusals else _name(failed)
+            message = "".join(refusals) or str(failed) or "no memory is left"
             for name, kind in special.items():
                 if re.search(rf"\b{re.escape(name)}\b", sql, re.I):
                     message += f"; {name} is a {kind}"
@@ -211,48 +209,37 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _word(value: object) -> str:
-    """Return a value as the functions for dates read it: up to a NUL, in any case."""
-    text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
-    return text.partition("\0")[0].strip().lower()
+def freeze_clock(db: sqlite3.Connection, now: str | None, refusals: list[str]) -> None:
+    """Replace the functions that read the clock by ones that say `now`.
 
-
-def freeze_clock(
-    db: sqlite3.Connection, limits: Limits, refuse: Callable[[str], None]
-) -> None:
-    """Replace the functions that read the clock by ones that say `limits.now`.
-
-    Where that is None they end the query, and `refuse` is told why. They see the values
-    that a function gets, so no spelling hides the clock, and no literal looks like it.
+    Where that is None they end the query, and `refusals` gets the reason. They see the
+    values that a function gets, so no spelling hides the clock, and no literal looks
+    like it.
     """
-    now = limits.now and str(datetime.fromisoformat(limits.now))
+    now = now and str(datetime.fromisoformat(now))
     # Theirs are the real functions. They never meet the clock.
     real = sqlite3.connect(":memory:", isolation_level=None)
     real.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
 
     def frozen(name: str) -> Callable:
-        first = 1 if name == "strftime" else 0  # its format comes before the time
-        real_name = name.replace("current_timestamp", "datetime")
-        real_name = real_name.removeprefix("current_")
+        before = 1 if name == "strftime" else 0  # its format comes before the time
+        plain = name.replace("current_timestamp", "datetime").removeprefix("current_")
 
         @lru_cache(1024, typed=True)  # a column holds few different dates
         def call(*values: object) -> object:
             # For SQLite this is "string or blob too big"; the cache must stay small.
             if any(len(v) > 1_000 for v in values if isinstance(v, (str, bytes))):
                 raise OverflowError
-            known, asked = list(values[:first]), False
-            for place, value in enumerate(values[first:] or ("now",)):
-                word = _word(value)
-                if word == "now" or (place == 0 and word in ("subsec", "subsecond")):
-                    asked = True
-                    known.append(now)
-                if word != "now":
-                    known.append(value)
-            if asked and not now:
-                refuse(f"{name}() asks what time it is, which changes: write the date")
+            times = list(values[before:]) or ["now"]
+            if _word(times[0]) in ("subsec", "subsecond"):
+                times.insert(0, "now")
+            if not now and "now" in map(_word, times):
+                refusals.append(f"{name}() asks what time it is: write the date")
                 raise ValueError
+            times = [now if _word(one) == "now" else one for one in times]
+            known = [*values[:before], *times]
             marks = ",".join("?" * len(known))
-            return real.execute(f"SELECT {real_name}({marks})", known).fetchone()[0]
+            return real.execute(f"SELECT {plain}({marks})", known).fetchone()[0]
 
         return call
 
@@ -260,6 +247,12 @@ def freeze_clock(
     for name in CLOCK & there:
         count = {"timediff": 2}.get(name, 0 if name.startswith("current") else -1)
         db.create_function(name, count, frozen(name), deterministic=True)
+
+
+def _word(value: object) -> str:
+    """Return a value as the functions for dates read it: up to a NUL, in any case."""
+    text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    return text.partition("\0")[0].strip().lower()
 
 
 def _fetch(

@@ -16,6 +16,11 @@ class Tidewater:
 
     name = "Tidewater"
     no_answer = "no query"
+    # What a reader of its data should know.
+    notes = (
+        "analysts saw the live warehouse only",
+        "users and company are invented",
+    )
 
     def __init__(self, pool: SandboxPool | None = None) -> None:
         """Grade in `pool`, or in one that opens at the first answer."""
