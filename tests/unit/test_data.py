@@ -15,7 +15,6 @@ from utils.tidewater import data
 DATA = Path(__file__).parents[2] / "data"
 README = (DATA / "README.md").read_text(encoding="utf-8")
 WAREHOUSES = {"warehouse": 2026, "twin_a": 7, "twin_b": 45}
-PROMPTS = ["launch", "terse", "caveman", "four_rules", "fewshot", "rules"]
 LINE_FILES = sorted(p.relative_to(DATA).as_posix() for p in DATA.glob("**/*.jsonl"))
 LINE_FILES = [n for n in LINE_FILES if not n.startswith(("runs/", "foreign_logs/"))]
 
@@ -36,11 +35,6 @@ def readme_table(first_heading):
 
 def numbers(text):
     return [int(n.replace(",", "")) for n in re.findall(r"\d[\d,]*\b", text)]
-
-
-def question(trace):
-    (message,) = trace["spans"][0]["attributes"]["gen_ai.input.messages"]
-    return message["content"]
 
 
 def plain_sql(sql):
@@ -101,7 +95,7 @@ def test_readme_lists_every_file_and_nothing_else():
     assert size < 12e6  # small to clone
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("prompt", data.PROMPTS)
 def test_recorded_replies_are_of_the_eval_cases_at_the_stated_tokens(prompt):
     replies = lines(f"recorded/{prompt}.jsonl")
     assert [r["id"] for r in replies] == [c["id"] for c in lines("eval.jsonl")]
@@ -114,23 +108,23 @@ def test_recorded_replies_are_of_the_eval_cases_at_the_stated_tokens(prompt):
 
 
 def test_what_refers_to_a_trace_fits_it():
-    traces = {t["trace_id"]: t for t in lines("traces.jsonl")}
+    traces = {trace.trace_id: trace for trace in data.load_logs()}
     short = {trace_id[:12]: trace for trace_id, trace in traces.items()}
     assert len(short) == len(traces)
     for record in lines("annotations.jsonl"):
-        assert short[record["id"]]["feedback"]["verdict"] == "corrected"
+        assert short[record["id"]].verdict == "corrected"
         assert record["note"].strip() and re.fullmatch(r"[a-z_]+", record["code"])
     spans = 0
     for record in lines("pii.jsonl"):
-        text = question(traces[record["trace_id"]])
+        text = traces[record["trace_id"]].question
         assert all(span["text"] and span["text"] in text for span in record["spans"])
         spans += len(record["spans"])
     assert spans == numbers(readme_table("file")["`pii.jsonl`"][0])[1]
     examples = (DATA / "prompts/fewshot.txt").read_text("utf-8")
     examples = set(re.findall(r"^Q: (.+)\nA: (.+)$", examples, re.M))
-    fixed = [t for t in traces.values() if (t["feedback"] or {}).get("sql")]
+    fixed = [t for t in traces.values() if (t.feedback or {}).get("sql")]
     assert len(examples) == 12
-    assert examples <= {(question(t), t["feedback"]["sql"]) for t in fixed}
+    assert examples <= {(t.question, t.feedback["sql"]) for t in fixed}
 
 
 # No leak
@@ -168,10 +162,9 @@ def test_practice_has_no_sql_and_shares_no_case_with_eval():
 
 
 def test_no_question_or_id_occurs_in_two_of_traces_and_splits():
-    traces, *others = (lines(f"{n}.jsonl") for n in ("traces", *data.SPLITS))
-    said = [[question(trace) for trace in traces]]
-    said += [[case["question"] for case in cases] for cases in others]
-    said += [[case["id"] for case in cases] for cases in others]
+    said = [[trace.question for trace in data.load_logs()]]
+    for cases in map(data.load_cases, data.SPLITS):
+        said += [[case[key] for case in cases] for key in ("question", "id")]
     sets = [{" ".join(text.lower().split()) for text in texts} for texts in said]
     assert sum(map(len, sets)) == len(set.union(*sets))
 

@@ -92,6 +92,7 @@ def test_columns_by_which_a_query_sorts():
     group = "SELECT t.a, SUM(b) AS n FROM t GROUP BY 1"
     for order in ("N DESC, 1 LIMIT 3", "2, a", "sum(b), t.a"):
         assert order_columns(f"{group} ORDER BY {order}") == (1, 0)
+    assert order_columns("SELECT SUM(b), a FROM t ORDER BY SUM(b), a") == (0, 1)
     assert order_columns("SELECT a FROM t UNION SELECT b FROM t ORDER BY a") == (0,)
     for order in ("c", "2, c", "a COLLATE NOCASE", "random()", "("):
         assert order_columns(f"{group} ORDER BY {order}") is None
@@ -140,7 +141,7 @@ def test_an_answer_is_right_when_it_is_on_every_database(
     (grade,) = Grader(small).grade([case], [answer])
     assert (grade.error, grade.correct_on_live) == (error, on_live)
     assert grade.per_database == {"warehouse": on_live, "twin": on_twin}
-    assert grade.correct == (on_live and on_twin)
+    assert grade.correct == grade.right == (on_live and on_twin)
 
 
 def test_equal_queries_are_run_once(small, monkeypatch):

@@ -36,7 +36,7 @@ WHOLE = 2.0**53  # from here on every float is a whole number
 def tolerance(column: Iterable[Any]) -> float:
     """Return by how much a number may miss its reference; `column` holds these.
 
-    A column that reaches 10, or reaches 1 and shows two decimals, may hold money: it is
+    A column that reaches 10, or exceeds 1 and shows two decimals, may hold money: it is
     compared to a cent. Whole numbers, and what stays below (ratios, ratings, days), are
     compared to the last digit.
     """
@@ -47,7 +47,7 @@ def tolerance(column: Iterable[Any]) -> float:
     if not floats:
         return min(REL_TOL * top, 1e-6)
     decimals = (-Decimal(repr(cell)).as_tuple().exponent for cell in floats)
-    if top >= 10 or (top >= 1 and max(decimals) == 2):
+    if top >= 10 or (top > 1 and max(decimals) == 2):
         return min(max(ABS_TOL, SUM_TOL * top), 0.5)
     return max(REL_TOL * top, 1e-15)
 
@@ -162,6 +162,11 @@ class Grade(types.Grade):
 
     correct_on_live: bool = False  # rows equal on the live database
     per_database: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def right(self) -> bool:
+        """An earlier name of `correct`."""
+        return self.correct
 
 
 class Grader:
