@@ -10,7 +10,9 @@ from repository import NAMES, NOTEBOOKS, ROOT, code_of, load, prose_of
 
 SHIPPED = ROOT / "data/runs"
 # The others follow with their own rebuilding.
-REBUILT = [path for path in NOTEBOOKS if path.stem[:2] in ("00", "01", "02", "03", "12")]
+REBUILT = [
+    path for path in NOTEBOOKS if path.stem[:2] in ("00", "01", "02", "03", "12")
+]
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 
 
