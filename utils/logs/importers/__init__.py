@@ -21,7 +21,7 @@ from utils.logs.importers.chats import is_message, messages
 from utils.logs.importers.files import records
 from utils.logs.importers.names import N
 from utils.logs.importers.spans import Export, is_span
-from utils.logs.importers.streams import joined, joined_blocks, joined_events, whole
+from utils.logs.importers.streams import joined, whole
 from utils.logs.importers.values import TOKENS, Fields, canon, decoded
 from utils.logs.importers.values import error_type, timestamp, usage
 
@@ -127,6 +127,3 @@ def openai(record: dict) -> dict:
     id the trace gets a hash of the record. ValueError says what is missing.
     """
     return trace_of(exchange(record))
-
-
-responses = anthropic = openai
