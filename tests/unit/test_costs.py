@@ -65,6 +65,8 @@ def test_cost_of_a_call_by_hand(prices):
     assert call_cost(haiku, 1000, 200) == pytest.approx(0.000200)
     # 100 x 0.10 + 900 x 0.01 + 200 x 0.50 = 119
     assert call_cost(haiku, 1000, 200, cached_tokens=900) == pytest.approx(0.000119)
+    # 100 plain at 0.1, 900 written at 0.125, 200 out at 0.5
+    assert call_cost(haiku, 1000, 200, written_tokens=900) == pytest.approx(0.0002225)
     assert call_cost(haiku, 1000, 200, 900, batch=True) == pytest.approx(0.0000595)
     opus = prices.model("claude-opus-5.5").model_copy(update={"cached_input": None})
     assert call_cost(opus, 1000, 0, cached_tokens=1000) == pytest.approx(0.004)
