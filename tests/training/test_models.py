@@ -16,7 +16,7 @@ from utils.training import weights
 from utils.training.engine import Engine
 from utils.training.weights import fetch, load, load_tokenizer, prompt_ids
 
-BACKENDS = ("transformers", "ctranslate2")
+BACKENDS = ("transformers", "decoder", "ctranslate2")
 LONG = [{"role": "user", "content": "Which of these carriers? " * 8}]
 # Of different lengths, and not in their order.
 CHATS = [EXAMPLES[0]["prompt"], LONG, *(e["prompt"] for e in EXAMPLES[3:8])]

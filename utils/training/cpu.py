@@ -321,6 +321,7 @@ def train_sft(config: dict[str, Any]) -> dict[str, Any]:
     done |= {"validation_loss": losses[-1], "seconds": done["log"][-1]["seconds"]}
     if questions:
         ask = {"model_name_or_path": name, "adapter": str(folder / "adapter")}
+        ask["compute_type"] = config.get("dtype", "float32")
         rows = answer(ask | {"questions": questions})["replies"]
         done["replies"] = [text for text, *_ in rows]
     if not keep:

@@ -1,8 +1,9 @@
 """Replies from a model on this machine, one by one or in batches.
 
-On a CPU CTranslate2 generates, on a GPU transformers; `Engine` hides which. It answers
-from a folder of weights, or from a model in training, whose weights it takes over when
-told to. It is a model as the harness knows them: a callable from messages to a `Reply`.
+On a CPU `decode.Decoder` generates, on a GPU transformers; `Engine` hides which. It
+answers from a folder of weights, or from a model in training, whose weights it takes
+over when told to. As the harness wants it, a model is a callable from messages to a
+`Reply`.
 """
 
 import copy
@@ -16,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from utils.evals.types import Messages, Reply
 from utils.training.weights import (
@@ -50,8 +53,10 @@ class Engine:
         adapter: a folder that PEFT saved, or None.
         max_new_tokens: longest reply.
         batch_size: replies in the making on each core; on a GPU 16 times as many.
-        backend: "ctranslate2" (CPU), "transformers", or "auto": by what there is.
-        compute_type: CTranslate2's number format, "float32" or "int8".
+        backend: "decoder" (a Llama on a CPU), "ctranslate2" (CPU), "transformers", or
+            "auto": by what there is.
+        compute_type: the number format on a CPU: "float32"; "bfloat16", four times as
+            fast where the CPU has units for it; CTranslate2 alone has "int8".
 
     """
 
@@ -64,10 +69,12 @@ class Engine:
         backend: str = "auto",
         compute_type: str = "float32",
     ) -> None:
+        if backend == "auto" and compute_type == "int8":
+            backend = "ctranslate2"
         self._set(name, max_new_tokens, batch_size, backend)
-        if self.backend == "transformers":
+        if self.backend != "ctranslate2":
             model, self.tokenizer = load(name, adapter)
-            self.generators = [model]
+            self._use(model, compute_type)
             return
         folder, self.tokenizer = _converted(name, adapter)
         # A batch a core: two cores on one batch wait for each other.
@@ -91,21 +98,34 @@ class Engine:
         self, name: str, max_new_tokens: int, batch_size: int, backend: str
     ) -> None:
         self.name, self.max_new_tokens = name, max_new_tokens
-        auto = "transformers" if device() == "cuda" else "ctranslate2"
-        self.backend = auto if backend == "auto" else backend
+        self.backend = backend
         self.batch_size = batch_size if device() == "cpu" else 16 * batch_size
         self.at_once = 1  # batches that one generator works at
+        self.seed = 0
+
+    def _use(self, model: Any, dtype: str) -> None:
+        """Answer with a model whose adapter is merged."""
+        if self.backend == "auto":
+            own = device() == "cpu" and model.config.model_type == "llama"
+            self.backend = "decoder" if own else "transformers"
+        self.generators = [model]
+        if self.backend == "decoder":
+            from utils.training.decode import Decoder
+
+            model = model.to(getattr(torch, dtype))
+            # One thread works at a batch, as many batches at a time as there are cores.
+            torch.set_num_threads(1)
+            self.generators = [Decoder(model)] * _cores()
 
     def sync_weights(self, seed: int) -> None:
         """Take over the weights of the model in training, and start from a seed.
 
         Equal weights, an equal seed and equal calls since give equal replies.
         """
-        import torch
-
         merged = copy.deepcopy(self.model).merge_and_unload().eval()
-        if self.backend == "transformers":
-            self.generators = [merged]
+        if self.backend != "ctranslate2":
+            self.seed = seed
+            self._use(merged, str(merged.dtype).removeprefix("torch."))
             torch.manual_seed(seed)
             return
         import ctranslate2
@@ -173,30 +193,56 @@ class Engine:
 
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         count = len(self.generators)
-        shares = [order[k::count] for k in range(count)]
-        size = max(1, self.batch_size * self.at_once // n)
+        chunks = self._chunks(order, prompts, n)
         found: dict[int, list[list[int]]] = {}
         look = {"desc": progress, "disable": not progress, "leave": False, "delay": 1}
         with tqdm(total=len(order), **look) as bar:
 
-            def work(generator: Any, share: list[int]) -> None:
-                for start in range(0, len(share), size):
-                    chunk = share[start : start + size]
-                    batch = [prompts[i] for i in chunk]
-                    replies = self._generate(generator, batch, n, temperature)
-                    found.update(zip(chunk, replies, strict=True))
-                    bar.update(len(chunk))
+            def work(number: int) -> None:
+                # Batches take turns at the generators, and each has a seed of its own:
+                # so the draws do not hang on which batch is done first.
+                for place in range(number, len(chunks), count):
+                    batch = [prompts[i] for i in chunks[place]]
+                    seed = 1000 * self.seed + place
+                    generator = self.generators[number]
+                    replies = self._generate(generator, batch, n, temperature, seed)
+                    found.update(zip(chunks[place], replies, strict=True))
+                    bar.update(len(batch))
 
             with ThreadPoolExecutor(count) as threads:
-                list(threads.map(work, self.generators, shares))
+                list(threads.map(work, range(count)))
+        self.seed += 1  # the next call draws otherwise
         return [found[i] for i in range(len(prompts))]
 
+    def _chunks(
+        self, order: list[int], prompts: Sequence[list[int]], n: int
+    ) -> list[list[int]]:
+        """Cut prompts into batches, smaller ones where prompts are long."""
+        chunks: list[list[int]] = []
+        rows = self.batch_size * self.at_once
+        for i in order:  # from short to long
+            room = rows * 256 // (len(prompts[i]) + self.max_new_tokens)
+            if not chunks or len(chunks[-1]) >= max(1, min(rows, room) // n):
+                chunks.append([])
+            chunks[-1].append(i)
+        return chunks
+
     def _generate(
-        self, generator: Any, prompts: list[list[int]], n: int, temperature: float
+        self,
+        generator: Any,
+        prompts: list[list[int]],
+        n: int,
+        temperature: float,
+        seed: int,
     ) -> list[list[list[int]]]:
         """Reply n times to each prompt of one batch; a prompt is read once for all."""
         if self.backend == "transformers":
             return self._by_transformers(generator, prompts, n, temperature)
+        if self.backend == "decoder":
+            end = self.tokenizer.eos_token_id
+            return generator.generate(
+                prompts, n, temperature, self.max_new_tokens, end, seed
+            )
         names = self.tokenizer.convert_ids_to_tokens
         results = generator.generate_batch(
             [names(ids) for ids in prompts],
@@ -214,8 +260,6 @@ class Engine:
     def _by_transformers(
         self, model: Any, prompts: list[list[int]], n: int, temperature: float
     ) -> list[list[list[int]]]:
-        import torch
-
         how: dict[str, Any] = {"do_sample": False}
         if temperature:
             how = {"do_sample": True, "temperature": temperature, "top_k": 0}
@@ -245,9 +289,9 @@ class Engine:
 
     def _logprobs(self, prompt: list[int], ids: list[int]) -> list[float]:
         """Return the log-probability of each token of a reply."""
+        if self.backend == "decoder":
+            return self.generators[0].logprobs(prompt, ids)
         if self.backend == "transformers":
-            import torch
-
             model = self.generators[0]
             whole = torch.tensor([prompt + ids], device=model.device)
             with torch.inference_mode():
@@ -301,7 +345,6 @@ def _generator(
     folder: str | Path, compute_type: str = "float32", **threads: int
 ) -> Any:
     import ctranslate2
-    import torch
 
     before = torch.get_num_threads()
     made = ctranslate2.Generator(
