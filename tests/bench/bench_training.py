@@ -2,16 +2,15 @@
 
     python tests/bench/bench_training.py [training] [replies] [--quick]
 
-Ways take turns, each in a process of its own, so that other load hits all alike: the
-ratios count. TRL and generate() have all cores for their threads; the recipe trains on
-one, and CTranslate2 works at a batch on each core.
+Ways take turns, each in processes of its own, so that other load hits all alike: the
+ratios count. Each is timed alone, and beside a process that keeps one core busy.
 
 Training: the same examples, batches, rank and learning rate. TRL's SFTTrainer is set up
 as in its own example: padded, 32 bits on a CPU, gradient checkpointing, an adapter on
-all layers. The recipe is that of notebook 04; in its first epoch it sees each text for
-the first time, later it remembers the frozen layers. With layers frozen it learns less
-in an epoch. So it is also timed with none frozen, and until its validation loss is as
-low as TRL's after one epoch. Replies: eval questions, greedily, by the shipped adapter.
+all layers, all cores for its threads. The recipe is that of notebook 04, in its later
+epochs: it remembers the frozen layers. "bf16" means frozen weights in 16 bits and an
+adapter in 32. Two runs at once are two seeds, say; their tokens are added up. Replies:
+eval questions, greedily, by the shipped adapter, with a batch on each core.
 """
 
 import json
@@ -31,7 +30,7 @@ from utils.training import cpu, sft, weights
 from utils.training.engine import Engine
 
 EXAMPLES, BATCH, ROUNDS = (8, 4, 1) if QUICK else (64, 8, 2)
-FEW, SOME, MANY = (2, 2, 2) if QUICK else (6, 16, 128)  # slow ways are asked less
+MANY = 2 if QUICK else 128
 ADAPTER = SHIPPED / "04_sft" / "adapter"
 
 
@@ -62,26 +61,25 @@ def train_by_trl():
     return figures_of(done["log"])
 
 
-def train_by_recipe(epochs=1, **change):
-    with tempfile.TemporaryDirectory() as folder:
-        done = cpu.train_sft(configure(epochs) | {"output_dir": folder} | change)
-    return figures_of(done["log"], epochs)
-
-
-def train_later():
+def train_by_recipe(threads=1, bf16=False):
     """Train an epoch, and then another, which alone counts."""
+    weights_in = {"bf16": bf16, "dtype": "bfloat16" if bf16 else "float32"}
+    torch.set_num_threads(threads)
+    torch.set_num_threads = lambda _: None  # the recipe would set one
     with tempfile.TemporaryDirectory() as folder:
-        cpu.train_sft(configure(1) | {"output_dir": folder})
-        return train_by_recipe(adapter=f"{folder}/adapter")
+        job = configure(1) | weights_in | {"output_dir": f"{folder}/first"}
+        cpu.train_sft(job)
+        job |= {"output_dir": folder, "adapter": f"{folder}/first/adapter"}
+        return figures_of(cpu.train_sft(job)["log"])
 
 
-def figures_of(log, epochs=1):
+def figures_of(log):
     """Return the seconds of the steps alone, the loss then, and tokens of examples."""
     tokenizer = weights.load_tokenizer()
     chats = [row["prompt"] + row["completion"] for row in configure(1)["data"]]
     texts = tokenizer.apply_chat_template(chats, return_dict=False)
     return {
-        "tokens": epochs * sum(len(ids) for ids in texts),
+        "tokens": sum(len(ids) for ids in texts),
         "validation loss": [row["eval_loss"] for row in log if "eval_loss" in row][-1],
         "seconds": [row["seconds"] for row in log if "loss" in row][-1],
     }
@@ -108,57 +106,68 @@ def reply(n, backend, compute_type="float32", batch_size=64, dtype="float32"):
     }
 
 
-TRL, PADDED = "TRL as it comes", "generate(), padded batches"
+TRL, PADDED = "TRL as it comes", "generate(), all threads"
+TWO = "recipe, bf16, two runs of 1 thread"
 WAYS = {
     "training": {
         TRL: train_by_trl,
-        "recipe, no layer frozen": partial(train_by_recipe, layers_to_transform=None),
-        "recipe, first epoch": train_by_recipe,
-        "recipe, later epochs": train_later,
+        "recipe, 32 bits, 1 thread": train_by_recipe,
+        "recipe, bf16, all threads": partial(train_by_recipe, THREADS, True),
+        "recipe, bf16, 1 thread": partial(train_by_recipe, 1, True),
+        TWO: partial(train_by_recipe, 1, True),
     },
     "replies": {
-        "generate(), one by one": partial(reply, FEW, "transformers", batch_size=1),
         PADDED: partial(reply, MANY, "transformers"),
-        "generate(), the same in bf16": partial(
-            reply, SOME, "transformers", dtype="bfloat16"
-        ),
         "CTranslate2, 32 bits": partial(reply, MANY, "ctranslate2"),
         "CTranslate2, 8 bits": partial(reply, MANY, "ctranslate2", "int8"),
+        "decoder, 32 bits": partial(reply, MANY, "decoder"),
+        "decoder, bf16": partial(reply, MANY, "decoder", "bfloat16"),
     },
 }
-LONGER = {f"recipe, {n} epochs": partial(train_by_recipe, n) for n in range(2, 7)}
+BUSY = [sys.executable, "-c", "while True: pass"]
 
 
-def run_apart(way):
-    """Run one way in a process of its own; return its figures and peak memory."""
+def run_apart(way, busy):
+    """Run one way in processes of its own; return its figures and peak memory."""
+    load = subprocess.Popen(BUSY) if busy else None
     command = [sys.executable, __file__, "--way", way, *["--quick"] * QUICK]
-    found = json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
-    print(f"{way}: {found['seconds']:.1f} s", file=sys.stderr, flush=True)
-    return found
+    try:
+        copies = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            for _ in range(2 if way == TWO else 1)
+        ]
+        found = [json.loads(one.communicate()[0].splitlines()[-1]) for one in copies]
+    finally:
+        if load:
+            load.kill()
+    speed = sum(one["tokens"] / one["seconds"] for one in found)
+    print(f"{way}{', busy' * busy}: {speed:.0f} tokens/s", file=sys.stderr, flush=True)
+    peak = sum(one["peak GiB"] for one in found)
+    return found[0] | {"tokens a second": speed, "peak GiB": peak}
 
 
 def compare(part):
     """Run the ways of a part in turns; return the figures of its table by way."""
-    runs = {way: [] for way in WAYS[part]}
-    for _ in range(ROUNDS):
-        for way in runs:
-            runs[way].append(run_apart(way))
-    if part == "training":  # longer and longer, until it is as good as TRL
-        for epochs in range(2, 3 if QUICK else 7):
-            longer = run_apart(f"recipe, {epochs} epochs")
-            if longer["validation loss"] <= runs[TRL][0]["validation loss"]:
-                break
-        runs[f"recipe, {epochs} epochs"] = [longer]
     table = {}
-    for way, found in runs.items():
-        first, seconds = found[0], statistics.median(one["seconds"] for one in found)
-        row = {"tokens a second": first["tokens"] / seconds}
+    for way in WAYS[part]:
+        quiet = [run_apart(way, False) for _ in range(ROUNDS)]
+        busy = run_apart(way, True)
+        speeds = [one["tokens a second"] for one in quiet]
+        row = {
+            "tokens a second": statistics.median(speeds),
+            "beside a busy core": busy["tokens a second"],
+            "peak GiB": max(one["peak GiB"] for one in quiet),
+        }
         if part == "training":
-            row |= {"validation loss": first["validation loss"], "seconds": seconds}
+            row["validation loss"] = quiet[0]["validation loss"]
         else:
-            pairs = zip(first["texts"], runs[PADDED][0]["texts"], strict=False)
+            reference = table[PADDED]["texts"] if table else quiet[0]["texts"]
+            pairs = zip(quiet[0]["texts"], reference, strict=True)
             row["same answers"] = statistics.mean(a == b for a, b in pairs)
-        table[way] = row | {"peak GiB": max(one["peak GiB"] for one in found)}
+            row["texts"] = quiet[0]["texts"]
+        table[way] = row
+    for row in table.values():
+        row.pop("texts", None)
     return table
 
 
@@ -169,15 +178,16 @@ def make_table(part, found):
     rows = []
     for way, row in found.items():
         ratio = row["tokens a second"] / found[base]["tokens a second"]
-        cells = [f"{row[name]:.3g}" for name in names[1:]]
-        rows.append([way, f"{row[names[0]]:,.0f}", *cells, f"{ratio:.1f}"])
+        cells = [f"{row[name]:,.0f}" for name in names[:2]]
+        cells += [f"{row[name]:.3g}" for name in names[2:]]
+        rows.append([way, *cells, f"{ratio:.1f}"])
     return markdown([part, *names, f"times {base}"], rows)
 
 
 def main():
     if sys.argv[1:2] == ["--way"]:
         weights.silence_logging()
-        found = (WAYS["training"] | WAYS["replies"] | LONGER)[sys.argv[2]]()
+        found = (WAYS["training"] | WAYS["replies"])[sys.argv[2]]()
         print(json.dumps(found | {"peak GiB": peak_mib() / 1024}))
         return
     # A part that is not asked for stays as it was.

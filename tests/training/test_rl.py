@@ -83,7 +83,7 @@ def timeless(done):
     return [{k: v for k, v in row.items() if k not in clock} for row in done["log"]]
 
 
-@pytest.mark.parametrize("case", ["plain", "alike"])
+@pytest.mark.parametrize("case", ["plain", "alike", "reused"])
 def test_it_learns_what_trls_own_trainer_would(case, config, monkeypatch):
     """What is left out, merged or split otherwise does not change the weights."""
     # Plain SGD: Adam would make a step of the noise where a gradient is near zero.
@@ -91,12 +91,15 @@ def test_it_learns_what_trls_own_trainer_would(case, config, monkeypatch):
     if case == "alike":
         config |= {"temperature": 0.02, "num_generations": 8}
         config["per_device_train_batch_size"] = 4
+    if case == "reused":  # each batch of replies for two steps, the second one clipped
+        config |= {"num_iterations": 2, "max_steps": 4, "learning_rate": 0.1}
     ours = cpu.train_grpo(config, odd)
 
     class Stock(DedupGRPOTrainer):
         """Samples with the engine; all else is TRL's."""
 
         _generate_and_score_completions = GRPOTrainer._generate_and_score_completions
+        _compute_loss = GRPOTrainer._compute_loss
 
     monkeypatch.setattr(cpu, "DedupGRPOTrainer", Stock)
     theirs = cpu.train_grpo(elsewhere(config, "_stock"), odd)
@@ -107,7 +110,8 @@ def test_it_learns_what_trls_own_trainer_would(case, config, monkeypatch):
     for name in ("reward", "grad_norm"):
         mine, its = ([r[name] for r in d["log"] if name in r] for d in (ours, theirs))
         assert mine == pytest.approx(its, rel=1e-4)
-    passed = [row["trained_replies"] for row in ours["log"] if "loss" in row]
+    rows = [row for row in ours["log"] if "trained_replies" in row]
+    passed = [row["trained_replies"] for row in rows]
     if case == "alike":  # equal ones were merged, and some weighed nothing
         assert 0 < max(passed) < 16
 

@@ -163,7 +163,12 @@ class DedupGRPOTrainer(GRPOTrainer):
         return self.engine
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
-        batch = super()._generate_and_score_completions(inputs)
+        # TRL would compute the old log-probabilities of all replies, if it reuses them.
+        reused, self.num_iterations = self.num_iterations > 1, 1
+        try:
+            batch = super()._generate_and_score_completions(inputs)
+        finally:
+            self.num_iterations = self.args.num_iterations
         texts = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         weight, first = torch.zeros_like(batch["advantages"]), {}
         for row, text in enumerate(map(tuple, texts.tolist())):
@@ -175,8 +180,34 @@ class DedupGRPOTrainer(GRPOTrainer):
         # TRL cuts the batch in equal parts, so some rows that weigh nothing come along.
         parts = self.args.steps_per_generation
         kept = order[: parts * max(1, -(-learned // parts))]
+        # Of about one length in each part, for padding costs as much as text.
+        kept = kept[batch["completion_mask"][kept].sum(1).argsort(stable=True)]
         whole = {"num_items_in_batch"}  # of all replies: those left out count as zero
-        return {k: v if k in whole else v[kept] for k, v in batch.items()}
+        batch = {k: v if k in whole else v[kept] for k, v in batch.items()}
+        if reused:
+            batch["old_per_token_logps"] = self.score(batch)
+        return batch
+
+    @torch.no_grad()
+    def score(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Return the log-probability of each token of the replies (rows, tokens)."""
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        rows, tokens = batch["completion_ids"].shape
+        size = max(1, rows // self.args.steps_per_generation)
+        return self._get_per_token_logps_and_entropies(
+            self.model, ids, mask, tokens, size
+        )[0]
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Compute TRL's loss without the padding that no row of this part needs."""
+        read = inputs["prompt_mask"].sum(1).max()
+        written = inputs["completion_mask"].sum(1).max()
+        ends = {"prompt_ids", "prompt_mask"}
+        starts = {"completion_ids", "completion_mask", "old_per_token_logps"}
+        cut = {k: inputs[k][:, -read:] for k in ends}
+        cut |= {k: inputs[k][:, :written] for k in starts & inputs.keys()}
+        return super()._compute_loss(model, inputs | cut)
 
 
 class EvalCallback(TrainerCallback):
