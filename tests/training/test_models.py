@@ -236,3 +236,13 @@ def test_a_conversion_is_kept_for_each_base_and_adapter(tiny, adapter, kept):
     first = made()
     assert len(first) == 1 and made() == first
     assert len(made(adapter.folder)) == 2
+
+
+def test_a_llama_with_biases_is_left_to_transformers():
+    from transformers import LlamaConfig
+
+    from utils.training.decode import fits
+
+    assert fits(LlamaConfig())
+    for other in ({"attention_bias": True}, {"mlp_bias": True}, {"hidden_act": "gelu"}):
+        assert not fits(LlamaConfig(**other))

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from utils.evals.types import Messages, Reply
+from utils.training.decode import Decoder, fits
 from utils.training.weights import (
     LAPTOP,
     cache,
@@ -55,8 +56,8 @@ class Engine:
         batch_size: replies in the making on each core; on a GPU 16 times as many.
         backend: "decoder" (a Llama on a CPU), "ctranslate2" (CPU), "transformers", or
             "auto": by what there is.
-        compute_type: the number format on a CPU: "float32"; "bfloat16", four times as
-            fast where the CPU has units for it; CTranslate2 alone has "int8".
+        compute_type: the number format on a CPU: "float32"; "bfloat16", faster where
+            it has units for it, else slower; CTranslate2 alone has "int8".
 
     """
 
@@ -106,12 +107,10 @@ class Engine:
     def _use(self, model: Any, dtype: str) -> None:
         """Answer with a model whose adapter is merged."""
         if self.backend == "auto":
-            own = device() == "cpu" and model.config.model_type == "llama"
+            own = device() == "cpu" and fits(model.config)
             self.backend = "decoder" if own else "transformers"
         self.generators = [model]
         if self.backend == "decoder":
-            from utils.training.decode import Decoder
-
             model = model.to(getattr(torch, dtype))
             # One thread works at a batch, as many batches at a time as there are cores.
             torch.set_num_threads(1)
