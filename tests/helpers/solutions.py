@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+import statistics
 
 TRACE = {"trace_id": "0" * 32, "time": "2026-07-01T09:00:00"}
 TIMED_OUT = {
@@ -57,6 +58,7 @@ SOLUTIONS = {
     "04.1": MARCH.replace("{end}", "2026-04-01"),
     "04.2": 8 * 10 * 10_176,
     "04.3": 137,
+    "04.4": 0.598,
     "05.1": 400,
     "05.2": lambda losses, keep: sorted(
         losses, key=lambda name: (math.isnan(losses[name]), losses[name])
@@ -65,6 +67,15 @@ SOLUTIONS = {
     "06.1": 0.54,
     "06.2": lambda n, c, k: 1 - math.comb(n - c, k) / math.comb(n, k),
     "06.3": 14,
+    "06.4": lambda gains, visits: [
+        statistics.mean(g for g, v in zip(gains, visits, strict=True) if v == visit)
+        for visit in sorted({*visits})
+    ],
+    "06b.1": 0.942,
+    "06b.2": lambda samples: [
+        text for text, _, right, _ in sorted(samples, key=lambda one: -one[1]) if right
+    ],
+    "06b.3": 955,
     "07.1": 0.409,
     "07.2": lambda tries, n: (
         sum(
@@ -136,12 +147,20 @@ NEAR_MISSES = {
     "04.1": MARCH.replace("{end}", "2026-03-31"),
     "04.2": 8 * 30 * 10_176,
     "04.3": 138,
+    "04.4": 0.453,
     "05.1": 16 * 10 + 8 * 20 + 4 * 40 + 2 * 80,
     "05.2": lambda losses, keep: sorted(losses, key=losses.get)[: len(losses) // keep],
     "05.3": ("L4", 9.6),
     "06.1": 0.577,
     "06.2": lambda n, c, k: 1 - (1 - c / n) ** k,
     "06.3": 13,
+    "06.4": lambda gains, visits: [
+        sum(g for g, v in zip(gains, visits, strict=True) if v == visit) / len(gains)
+        for visit in sorted({*visits})
+    ],
+    "06b.1": 0.3**8,
+    "06b.2": lambda samples: [text for text, _, right, _ in samples if right],
+    "06b.3": 940,
     "07.1": 0.438,
     "07.2": lambda tries, n: sum(ok for _, ok in sorted(tries)[-n:]) / n,
     "07.3": lambda right, characters: right - characters / 1000,

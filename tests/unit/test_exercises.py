@@ -23,7 +23,8 @@ from utils.tidewater import sql_style
 
 def test_there_is_a_solution_to_every_exercise():
     assert SOLUTIONS.keys() == NEAR_MISSES.keys() == ROWS.keys()
-    assert {name[:2] for name in SOLUTIONS} == {name[:2] for name in NAMES}
+    numbers = {name.split("_")[0] for name in NAMES}
+    assert {name.split(".")[0] for name in SOLUTIONS} == numbers
     assert {name for name in ROWS if ROWS[name].keys() == {"hint"}} == TESTS.keys()
 
 

@@ -129,7 +129,8 @@ def _lucky(answer: str) -> bool:
 def _other_spelling(answer: str) -> bool:
     text = answer.lower()
     days = ">=" in text and "<" in text.replace("<>", "") and "between" not in text
-    return days and " as " in text and _query(answer) == _query(MARCH)
+    named = " as " in text.partition(" from ")[0]  # the column, not the table
+    return days and named and _query(answer) == _query(MARCH)
 
 
 @_test_of("05.3")
