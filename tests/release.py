@@ -149,7 +149,7 @@ def publish_minutes(mode):
 def write_readme():
     """Redraw the README's ladder and fill in its tables, all from data/runs."""
     shipped = ROOT / "data/runs"
-    saved = {path.stem: read_json(path) for path in sorted(shipped.glob("*.json"))}
+    saved = {path.stem: read_json(path) for path in sorted(shipped.glob("*_*.json"))}
     dollars = saved["10_compare_costs"]["results"]["dollars"]
     ladder(ladder_bars(saved), dollars).figure.savefig(shipped / "ladder.png")
     tables = {"notebooks": notebook_table(saved), "minutes": minutes(saved)}
