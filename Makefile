@@ -1,4 +1,5 @@
-# make course    set up, then run every notebook     (MODE=quick|full|modal, ONLY="02 03")
+# make course    set up, then run every notebook     (MODE=quick|full|modal, ONLY="02 03";
+#                modal tells what it will cost and asks; YES=1: go on, BUDGET_USD=5: at most)
 # make lab       set up, then open copies of the notebooks, in work/   (FRESH=1: new ones)
 # make test      set up, then check style and imports and run the tests
 # make test-all  the same with the slow tests too
@@ -16,14 +17,14 @@
 
 PYTHON ?= python3
 MODE ?= quick
-ONLY ?= [0-9][0-9]
+ONLY ?= [0-9][0-9]*
 JOBS ?= 2
 VENV := .venv$(if $(LIGHT),-light)$(if $(LATEST),-latest)
 # ENV of the command line alone: shells and containers have a variable of that name, too.
 GIVEN := $(if $(filter command,$(firstword $(origin ENV))),$(ENV))
 BIN := $(or $(GIVEN),$(VENV))/bin
 READY := $(if $(GIVEN),,$(VENV)/.ready)
-NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
+NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]*_*.ipynb))
 CHOSEN := $(sort $(foreach number,$(ONLY),$(wildcard notebooks/$(number)_*.ipynb)))
 
 # The course is not installed: whatever starts here finds the `utils` of this folder, and
@@ -60,6 +61,8 @@ ifneq ($(MODE),modal)
 course: export HF_HUB_OFFLINE ?= 1
 endif
 course: $(READY)
+	@# What is rented on Modal is told, and agreed to, before the first notebook.
+	$(if $(filter modal,$(MODE)),@$(BIN)/python -m utils.course.plan $(CHOSEN))
 	@mkdir -p runs/$(MODE); \
 	begun=$$(date +%s); \
 	for notebook in $(CHOSEN); do \
@@ -67,6 +70,7 @@ course: $(READY)
 		started=$$(date +%s); \
 		echo "$$notebook"; \
 		$(BIN)/papermill --log-level WARNING -p MODE $(MODE) --cwd notebooks \
+			$(if $(filter modal,$(MODE)),--stdout-file -) \
 			-k python3 $$notebook $$copy || { \
 			echo "Stopped: $$notebook failed. See the error in its place in $$copy"; \
 			exit 1; \
@@ -145,7 +149,7 @@ LIST = import sys, tomllib; \
 	print(*project["dependencies"], *sum(extras, []), sep="\n")
 
 $(VENV)/.ready: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "The course needs Python 3.11 or newer, and %s is %d.%d. Say which to use: make PYTHON=python3.11" % (sys.executable, v[0], v[1]))'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 15) else "The course needs Python 3.11 to 3.14, and %s is %d.%d. Say which to use: make PYTHON=python3.11" % (sys.executable, v[0], v[1]))'
 	$(PYTHON) -m venv $(if $(LATEST),--clear) $(VENV)
 	@$(BIN)/python -c '$(LIST)' $(if $(LIGHT),,train dev) > $(LISTED)
 	$(PIP) -c $(PINS) uv || echo "uv is not to be had; pip takes its place."

@@ -28,8 +28,8 @@ from utils.evals.stats import paired_difference  # noqa: E402
 
 
 def find_notebooks(only=""):
-    paths = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    return [path for path in paths if path.name.startswith(only)]
+    paths = sorted((ROOT / "notebooks").glob("[0-9][0-9]*_*.ipynb"))
+    return [path for path in paths if only in ("", path.stem.split("_")[0])]
 
 
 def read_json(path):
@@ -74,8 +74,10 @@ def publish(path):
         notebook.metadata["language_info"] = executed.metadata.language_info
     notebook.metadata["course"] = {"mode": "full", "cells": fingerprint(notebook)}
     nbformat.write(notebook, path)
-    number = path.stem[:2]
+    number = path.stem.split("_")[0]
     rows = [*runs.glob(f"{number}_*.examples.jsonl"), *runs.glob(f"{number}_clean_*")]
+    if number == "06b":
+        rows.append(runs / "final.json")  # the best model
     for file in [runs / f"{path.stem}.json", *rows]:
         shutil.copy(file, shipped / file.name)
     # Of two runs of one name the newer one is shipped.
@@ -233,7 +235,7 @@ def minutes(saved):
     A full run from nothing takes the minutes of the notebooks and those of the costly
     runs that they replay, which have cards of their own.
     """
-    folders = (ROOT / "data/runs").glob("[0-9][0-9]_*/card.json")
+    folders = (ROOT / "data/runs").glob("[0-9][0-9]*_*/card.json")
     cards = [read_json(path) for path in folders]
     on_gpu = [card for card in cards if "H200" in card["hardware"]["cpu"]]
     costly = sum(card["seconds"] for card in cards if card not in on_gpu)
@@ -256,7 +258,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("command", choices=("publish", "readme"))
     parser.add_argument("--mode", choices=("full", "quick"), default="full")
-    parser.add_argument("--only", default="", help="notebooks that begin so: 02")
+    parser.add_argument("--only", default="", help="one notebook: 02, or 06b")
     chosen = parser.parse_args(arguments)
     if chosen.command == "readme":
         write_readme()

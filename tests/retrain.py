@@ -2,9 +2,8 @@
 
 A costly run is known by its configuration, not by the code that trained. So nothing
 else would notice a recipe that learns otherwise, and whose version nobody raised. The
-run is a short one of notebook 04 that is far from done learning: 200 steps on 400
-reviewed traces, then 150 questions of the eval. Ends with 1 where a figure is outside
-of its band.
+run is the shortest one of notebook 04: 400 steps on 100 reviewed traces, then the 500
+questions of eval and dev. Ends with 1 where a figure is outside of its band.
 """
 
 import json
@@ -21,27 +20,22 @@ from utils.course.costly import digest_data  # noqa: E402
 from utils.course.run import SHIPPED, read_rows  # noqa: E402
 from utils.training import cpu  # noqa: E402
 
-REVIEWS = 400
+REVIEWS = 100
 RUN = SHIPPED / f"04_{REVIEWS}_reviews"
 # Sums in another order, by other threads, processors or libraries, make the steps after
-# them drift apart. On a machine like that of the shipped run, with one thread and not
-# two, losses differed by at most 1 in 10,000, one reply of 150, and no verdict. A
-# slight change, a dropout of 0.05, moved the loss at step 40 by 1 in 200.
-LOSS_SHARE, LOSS_LEAST, RIGHT = 0.003, 0.0003, 4
-CASES = tidewater.load_cases("eval", 150)
+# them drift apart. In float32, with one thread and not two, losses of an earlier run
+# differed by at most 1 in 10,000; a dropout of 0.05 moved the one at step 40 by 1 in
+# 200. How far bfloat16 drifts from machine to machine was not measured.
+LOSS_SHARE, LOSS_LEAST, RIGHT = 0.003, 0.0003, 12
+CASES = tidewater.load_cases("eval") + tidewater.load_cases("practice", 250)
 
 
 def rebuild(config):
     """Put the rows in place of the digests that the run card has of them."""
-    rows = read_rows(SHIPPED / "04_reviewed.examples.jsonl")
-    reviewed = [
-        {"prompt": row["prompt"], "completion": row["completion"]}
-        for row in rows
-        if row["verdict"] != "thumbs_up"
-    ]
     made = {
-        "data": reviewed[40 : 40 + REVIEWS],
-        "validation": reviewed[:40],
+        # Those of reviewed traces come first, the variants after them.
+        "data": read_rows(SHIPPED / "04_train.examples.jsonl")[:REVIEWS],
+        "validation": read_rows(SHIPPED / "04_validation.examples.jsonl"),
         "questions": [case["question"] for case in CASES],
     }
     for name, rows in made.items():

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+import statistics
 
 TRACE = {"trace_id": "0" * 32, "time": "2026-07-01T09:00:00"}
 TIMED_OUT = {
@@ -20,6 +21,12 @@ TIMED_OUT = {
 MARCH = (
     "SELECT COUNT(*) AS n FROM tickets WHERE opened_date >= '2026-03-01' "
     "AND opened_date < '{end}' AND topic <> 'spam' AND is_test = 0"
+)
+OFFICE = ("segment='office'", "order by 2 desc", "limit 1")
+ALL_TIME = (  # the question asks about a year
+    "select carrier,round(avg(julianday(delivered_date)-julianday(shipped_date)),1) "
+    "from shipments where is_test=0 and not delivered_date is null and "
+    "segment='office' group by 1 order by 2 desc limit 1"
 )
 LATE = (
     "SELECT region, ROUND(100.0 * SUM(julianday(delivered_date) "
@@ -57,6 +64,7 @@ SOLUTIONS = {
     "04.1": MARCH.replace("{end}", "2026-04-01"),
     "04.2": 8 * 10 * 10_176,
     "04.3": 137,
+    "04.4": 0.598,
     "05.1": 400,
     "05.2": lambda losses, keep: sorted(
         losses, key=lambda name: (math.isnan(losses[name]), losses[name])
@@ -65,13 +73,19 @@ SOLUTIONS = {
     "06.1": 0.54,
     "06.2": lambda n, c, k: 1 - math.comb(n - c, k) / math.comb(n, k),
     "06.3": 14,
-    "07.1": 0.409,
-    "07.2": lambda tries, n: (
-        sum(
-            max(draw, key=lambda one: one[0])[1]
-            for draw in itertools.combinations(tries, n)
-        )
-        / math.comb(len(tries), n)
+    "06.4": lambda gains, visits: [
+        statistics.mean(g for g, v in zip(gains, visits, strict=True) if v == visit)
+        for visit in sorted({*visits})
+    ],
+    "06b.1": 0.942,
+    "06b.2": lambda samples: [
+        text for text, _, right, _ in sorted(samples, key=lambda one: -one[1]) if right
+    ],
+    "06b.3": 955,
+    "07.1": 2.47,
+    "07.2": (
+        lambda case, sql, grade: sum(part in (sql or "").lower() for part in OFFICE),
+        ALL_TIME,
     ),
     "07.3": lambda right, characters: right * (0.5 + 50 / (100 + characters)),
     "08.1": 70,
@@ -136,14 +150,22 @@ NEAR_MISSES = {
     "04.1": MARCH.replace("{end}", "2026-03-31"),
     "04.2": 8 * 30 * 10_176,
     "04.3": 138,
+    "04.4": 0.453,
     "05.1": 16 * 10 + 8 * 20 + 4 * 40 + 2 * 80,
     "05.2": lambda losses, keep: sorted(losses, key=losses.get)[: len(losses) // keep],
     "05.3": ("L4", 9.6),
     "06.1": 0.577,
     "06.2": lambda n, c, k: 1 - (1 - c / n) ** k,
     "06.3": 13,
-    "07.1": 0.438,
-    "07.2": lambda tries, n: sum(ok for _, ok in sorted(tries)[-n:]) / n,
+    "06.4": lambda gains, visits: [
+        sum(g for g, v in zip(gains, visits, strict=True) if v == visit) / len(gains)
+        for visit in sorted({*visits})
+    ],
+    "06b.1": 0.3**8,
+    "06b.2": lambda samples: [text for text, _, right, _ in samples if right],
+    "06b.3": 940,
+    "07.1": 2.646,
+    "07.2": (lambda case, sql, grade: float(grade.correct), ALL_TIME),
     "07.3": lambda right, characters: right - characters / 1000,
     "08.1": 33,
     "08.2": lambda jobs, sandboxes, batch, call, job: (

@@ -278,7 +278,10 @@ class Standin:
     async def VolumeListFiles(self, request):
         """The files under a path; outside, only what is committed is seen."""
         root = self._committed(request.volume_id)
-        found = (root / request.path).glob("**/*" if request.recursive else "*")
+        place = root / request.path.lstrip("/")
+        if not place.exists():
+            raise grpclib.GRPCError(grpclib.Status.NOT_FOUND, f"no {request.path}")
+        found = place.glob("**/*" if request.recursive else "*")
         for path in sorted(found):
             kind = pb.FileEntry.DIRECTORY if path.is_dir() else pb.FileEntry.FILE
             name, size = str(path.relative_to(root)), path.stat().st_size

@@ -36,11 +36,14 @@ class Sandbox:
 
 
 class SandboxStandin(standin.Standin):
-    """`sandboxes` holds all that were created; `end` makes one vanish."""
+    """`sandboxes` holds all that were created; `end` makes one vanish.
+
+    So many creations are refused as `refuse` says, and `broken` files are left out.
+    """
 
     def __init__(self):
         super().__init__()
-        self.sandboxes = {}
+        self.sandboxes, self.refuse, self.broken = {}, 0, None
 
     def services(self):
         """The control plane, and the router of commands."""
@@ -69,6 +72,10 @@ class SandboxStandin(standin.Standin):
         return pb.AuthTokenGetResponse(token=self._access()["jwt"])
 
     async def SandboxCreateV2(self, request):
+        if self.refuse:
+            self.refuse -= 1
+            status = grpclib.const.Status.RESOURCE_EXHAUSTED
+            raise grpclib.GRPCError(status, "too many sandboxes a second")
         task_id = self._new("ta")
         one = Sandbox(f"sb-{task_id}V", request.definition)
         self.sandboxes[task_id] = one
@@ -78,7 +85,8 @@ class SandboxStandin(standin.Standin):
             for file in self._mounts[mount_id]:
                 path = home / file.filename.lstrip("/")
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(self._blobs[file.sha256_hex])
+                if path.name != self.broken:
+                    path.write_bytes(self._blobs[file.sha256_hex])
         return pb.SandboxCreateV2Response(
             sandbox_id=one.id,
             task_id=task_id,
@@ -115,6 +123,7 @@ class SandboxStandin(standin.Standin):
             env={"PATH": os.environ["PATH"], "HOME": str(root)},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
         )
         return router.TaskExecStartResponse()
 
@@ -131,9 +140,9 @@ class SandboxStandin(standin.Standin):
 
     async def TaskExecStdioRead(self, request):
         process = self._process(request)
-        if request.file_descriptor == OUT:
-            while data := await process.stdout.read(1 << 16):
-                yield router.TaskExecStdioReadResponse(data=data)
+        out = process.stdout if request.file_descriptor == OUT else process.stderr
+        while data := await out.read(1 << 16):
+            yield router.TaskExecStdioReadResponse(data=data)
 
     async def TaskExecWait(self, request):
         code = await self._process(request).wait()

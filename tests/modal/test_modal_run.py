@@ -78,14 +78,14 @@ def test_sft_goes_on_after_a_kill_and_brings_the_adapter_home(stranger, tmp_path
         first = modal_run("sft.py", stranger, flags, here)
         assert first.returncode and not (stranger / "sft").exists()
         assert [p.name for p in kept.glob("checkpoint-*")] == ["checkpoint-2"]
-        money = {"BUDGET_USD": "7.9", "GPU": "H100"}
+        money = {"BUDGET_USD": "8.8", "GPU": "H100"}
         second = modal_run("sft.py", stranger, flags, here, **money)
         assert second.returncode == 0, second.stderr
         assert steps(kept) == [1, 2, 3, 4]
         one, two = [found for found, *_ in here.functions.values()]
     assert not here.unknown and not here.errors
-    assert "Ends after 2.6 hours, 5 USD of L40S." in first.stdout
-    assert (one.resources.gpu_config.gpu_type, one.timeout_secs) == ("L40S", 9230)
+    assert "Ends after 2.1 hours, 5 USD of L40S." in first.stdout
+    assert (one.resources.gpu_config.gpu_type, one.timeout_secs) == ("L40S", 7500)
     assert (two.resources.gpu_config.gpu_type, two.timeout_secs) == ("H100", 7200)
     # Logs are shown, and the second run took two steps, not four.
     assert [run.stdout.count("{'loss'") for run in (first, second)] == [2, 2]
@@ -107,7 +107,15 @@ def test_grpo_takes_a_reward_and_an_adapter_of_the_volume(stranger, tmp_path):
     with Standin() as here:
         done = modal_run("sft.py", stranger, taught, here)
         assert done.returncode == 0, done.stderr
-        done = modal_run("grpo.py", stranger, [*tried.split(), *common], here)
+        practice, calls = [*tried.split(), *common], here.calls["FunctionMap"]
+        for flags, gpu, why in (
+            (practice, "H100:2", "GPU=H100:2 has no price here; choose L4, L40S, A100"),
+            ([*practice, "--adapter", "elsewhere/adapter"], "L4", "elsewhere/adapter"),
+        ):
+            done = modal_run("grpo.py", stranger, flags, here, GPU=gpu)
+            assert done.returncode and why in " ".join(done.stderr.split())
+        assert here.calls["FunctionMap"] == calls  # nothing was rented
+        done = modal_run("grpo.py", stranger, practice, here)
         assert done.returncode == 0, done.stderr
         assert steps(here.volume("beneath-the-api") / "grpo") == [1, 2, 3, 4]
     assert not here.unknown and not here.errors

@@ -1,5 +1,6 @@
 """Modal Sandboxes by Modal's client, against the local stand-in."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,8 @@ from utils import tidewater
 from utils.evals.grading import Grader
 from utils.evals.worker import Limits
 from utils.serving import modal_sandbox
-from utils.serving.modal_sandbox import ModalPool
+from utils.serving.modal_sandbox import ModalPool, UnavailableError
+from utils.tidewater.reward import Reward
 
 pytestmark = [pytest.mark.modal, pytest.mark.timeout(600)]
 COUNT = "select count(*) from tickets"
@@ -44,7 +46,8 @@ def test_it_is_a_pool_to_the_grader(modal_here, pool):
     with ModalPool(tidewater.WAREHOUSES, size=1) as far:
         found = Grader(far).grade(cases, answers)
     assert found == Grader(pool).grade(cases, answers)
-    assert modal_here.calls["TaskExecStart"] == 2  # right queries, then answers
+    # A new sandbox is tried once; then all right queries at once, then all answers.
+    assert modal_here.calls["TaskExecStart"] == 3
 
 
 def test_sandboxes_have_no_network_and_start_no_faster_than_allowed(
@@ -64,6 +67,17 @@ def test_sandboxes_have_no_network_and_start_no_faster_than_allowed(
         assert not one.definition.secret_ids
 
 
+def test_refused_creations_are_asked_for_again_and_slower(modal_here):
+    modal_here.refuse = 2
+    with ModalPool(tidewater.WAREHOUSES, size=1, per_second=50) as far:
+        assert far.run(COUNT).error is None
+        assert (far.created, far.pause) == (1, 4 / 50)
+        far.close()
+        modal_here.refuse = 99
+        with pytest.raises(UnavailableError, match="too many sandboxes a second"):
+            far.run(COUNT)
+
+
 def test_an_ended_sandbox_is_replaced_and_only_its_culprit_crashes(
     modal_here, monkeypatch
 ):
@@ -80,10 +94,30 @@ def test_an_ended_sandbox_is_replaced_and_only_its_culprit_crashes(
         found = far.map([("warehouse", sql) for sql in queries])
         assert [one.error for one in found] == [None, "crashed", None, None]
         assert far.created == 3  # the batch, the first alone, after the culprit
-        # One that ended between two calls is replaced too, and nothing is lost.
+        # All that ended between two calls are replaced, and nothing is lost.
         for name in modal_here.sandboxes:
             modal_here.end(name)
-        assert far.run(COUNT).rows == found[0].rows
+        again = far.map([("warehouse", sql) for sql in queries])
+        assert [one.error for one in again] == [one.error for one in found]
+
+
+def test_a_broken_sandbox_is_no_hostile_sql_and_its_replies_are_ungraded(
+    modal_here, capsys
+):
+    modal_here.broken = "worker.py"  # a file that the image should have
+    case, told = tidewater.load_cases("eval", 1)[0], {}
+    with ModalPool(tidewater.WAREHOUSES, size=1, per_second=50) as far:
+        reward = Reward(pool=far)
+        paid = reward.scores([case] * 8, [case["sql"]] * 7 + ["drop table x"])
+        assert paid == [None] * 8 and reward.ungraded == 8
+        assert "cannot import name 'worker'" in capsys.readouterr().out
+        reward.scores([case], ["x"])
+        with pytest.raises(UnavailableError, match="cannot import"):
+            reward.scores([case], ["x"])
+        modal_here.broken = None  # mended
+        message, text = [{"content": case["sql"]}], json.dumps(case)
+        assert reward([message], [text], log_metric=told.__setitem__) == [1.0]
+    assert told == {"ungraded": 10} and far.created == 4
 
 
 def test_limits_travel_along(modal_here):

@@ -10,9 +10,7 @@ from repository import NAMES, NOTEBOOKS, ROOT, code_of, load, prose_of
 
 SHIPPED = ROOT / "data/runs"
 # The others follow with their own rebuilding.
-REBUILT = [
-    path for path in NOTEBOOKS if path.stem[:2] in ("00", "01", "02", "03", "12")
-]
+REBUILT = [path for path in NOTEBOOKS if path.stem[:2] not in ("08", "09", "10", "11")]
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 
 
@@ -45,7 +43,8 @@ def test_headings_and_the_end(path):
     assert numbers == [str(i) for i in range(1, len(numbered) + 1)]
     code = "\n".join(cell.source for cell in code_of(notebook))
     tasks = set(re.findall(r'check\("([0-9.]+)"', code))
-    assert tasks == {f"{path.stem[:2]}.{i}" for i in (1, 2, 3)}
+    numbers = range(1, max(3, len(tasks)) + 1)  # at least three, none left out
+    assert tasks == {f"{path.stem.split('_')[0]}.{i}" for i in numbers}
     assert not re.search(r"[\U0001F000-\U0001FAFF\u2600-\u27BF]", text)
     following = NAMES.index(path.stem) + 1
     if following < len(NAMES):
@@ -89,7 +88,7 @@ def test_saved_outputs_are_of_the_code_as_it_stands(path):
     notebook = load(path)
     stamp = {"mode": "full", "cells": release.fingerprint(notebook)}
     assert notebook.metadata.get("course") == stamp, (
-        f"run: make course MODE=full ONLY={path.stem[:2]}; make publish"
+        f"run: make course MODE=full ONLY={path.stem.split('_')[0]}; make publish"
     )
     assert all(cell.execution_count for cell in code_of(notebook))
 
@@ -129,7 +128,7 @@ def test_shipped_runs_have_their_logs_and_adapters():
     for name in ("04_sft", "06_rl_seed_0"):
         adapter = SHIPPED / name / "adapter/adapter_model.safetensors"
         assert adapter.stat().st_size < 20e6
-    for folder in SHIPPED.glob("[0-9][0-9]_*/"):
+    for folder in SHIPPED.glob("[0-9][0-9]*_*/"):
         card = json.loads((folder / "card.json").read_text())
         # Sampling alone has nothing to log; its replies are the result.
         trained = card["config"].keys() & {"steps", "max_steps", "rungs"}

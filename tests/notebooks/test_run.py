@@ -39,7 +39,7 @@ class Done:
         saved = json.loads((self.runs / f"{self.name}.json").read_text())
         self.results = saved["results"]
         # The costly pieces that ran for real.
-        cards = self.runs.glob(f"{self.name[:2]}_*-quick/card.json")
+        cards = self.runs.glob(f"{self.name.split('_')[0]}_*-quick/card.json")
         self.pieces = {path.parent.name for path in cards}
 
 
@@ -91,7 +91,7 @@ def test_a_notebook_runs_alone_in_quick_mode(name, execute):
     done = execute(name)
     noise = [one.text for one in done.outputs if one.get("name") == "stderr"]
     assert not [text for text in noise if "\r" not in text]  # bars are no noise
-    CHECKS[name[:2]](done.results, shipped(name), done)
+    CHECKS[name.split("_")[0]](done.results, shipped(name), done)
 
 
 def check_00(found, full, done):
@@ -142,46 +142,63 @@ def check_03(found, full, done):
 
 
 def check_04(found, full, done):
-    assert found["cases"] < full["cases"] == 250
-    # The same adapter on the first of the same cases.
-    same = sum(full["ladder"][0]["right"][: found["cases"]])
-    assert abs(found["right"]["SFT"] - same) <= 2
-    assert full["right"]["launch"] == 91 and full["difference"]["low"] > 0.30
-    assert full["dropped"]["left"] == found["dropped"]["left"] > 800
-    low = full["broken_habits"]["thumbs_up"][1]
-    assert low > full["broken_habits"]["approved"][2]  # the intervals are apart
-    assert found["arms"] == full["arms"] and len(full["arms"]) == 8
-    assert "04_sft-quick" in done.pieces
+    # All but the speed is of the shipped runs.
+    assert found["right"] == full["right"] and full["right"]["launch"] == 91
+    assert full["difference"]["low"] > 0.30 and found["brought"] == full["brought"]
+    reviews = [full["right"][f"04_{n}_reviews"] for n in (100, 200, 400, 774)]
+    assert reviews == sorted(reviews)
+    assert found["left"] == full["left"] and full["left"]["reviewed"] == 814
+    broken = full["broken_habits"]
+    assert broken["thumbs_up"]["low"] > broken["approved"]["high"]
+    # The same adapter gives the same replies to the same questions.
+    piece, whole = (
+        json.loads((folder / "result.json").read_text())["replies"]
+        for folder in (done.runs / "04_answers-quick", SHIPPED / "04_answers")
+    )
+    same = sum(a[0] == b[0] for a, b in zip(piece, whole, strict=False))
+    assert same >= len(piece) - 1
+    assert {"04_sft-quick", "04_answers-quick", "04_dpo-quick"} == done.pieces
     assert "Replayed, not run now: 04_sft" in done.text
 
 
 def check_05(found, full, done):
-    assert found["log"] == full["log"] and found["best"] == full["best"]
+    assert found["losses"] == full["losses"] and found["best"] == full["best"]
+    assert full["regret"] >= 0
     assert found["steps"]["halving"] < 0.7 * found["steps"]["grid"]
-    assert "05_sweep-quick" in done.pieces
+    assert "05_grid-quick" in done.pieces
 
 
 def check_06(found, full, done):
-    assert found["right"] == full["right"]
-    assert full["right"]["SFT"][0] < full["right"]["GRPO, seed 0"][0]
-    assert full["before"]["mixed"] > 120
-    same, asked = found["adapter_repeats"]
-    assert asked and same >= asked - 2
-    assert "06_rl_seed_0-quick" in done.pieces
-    assert "Replayed, not run now: 06_rl_seed_0" in done.text
+    assert found["right"] == full["right"] and found["null"] == full["null"]
+    assert full["gain"]["+ rejection sampling"]["low"] > 0.12  # from few reviews
+    assert full["null"]["low"] < 0 < full["null"]["high"]  # and not from all
+    wrong = {k: v["5. wrong most often"] for k, v in full["conditions"].items()}
+    assert wrong["all reviews"] < wrong["at least"] < wrong["200 reviews"]
+    assert {"06_explore-quick", "06_grpo_seed_0-quick"} <= done.pieces
+    assert "Replayed, not run now: 06_grpo_seed_0" in done.text
+
+
+def check_06b(found, full, done):
+    assert found["right"] == full["right"] and found["exam"] == full["exam"]
+    final = json.loads((SHIPPED / "final.json").read_text())
+    assert final["exam"] == {"right": sum(full["exam"]), "n": 1000}
+    assert (SHIPPED.parents[1] / final["adapter"] / "adapter_config.json").exists()
+    assert sum(full["exam"]) >= 930 and full["moved"]["+ variants"]["low"] > 0
+    assert {"06b_round_0-quick", "06b_greedy_1-quick"} == done.pieces
 
 
 def check_07(found, full, done):
-    for name, one in full["trained"].items():
-        assert found["trained"][name]["right"] == near(one["right"], abs=1)
-    for name in ("live", "overlap", "short"):  # pay is up and truth is down
-        for one in (found["searched"][name], full["searched"][name]):
-            assert one["pay"][-1] >= one["pay"][0]
-            assert one["right"][-1] < one["right"][0] - 0.1
-    assert full["trained"]["short"]["change"]["high"] < 0
-    for name in ("truth", "short if right"):
-        assert full["trained"][name]["change"]["high"] > 0
-    assert "Replayed, not run now: 07_short" in done.text
+    assert found["trained"] == full["trained"]  # both runs are shipped
+    for one in (found["searched"], full["searched"]):
+        for name in ("live", "overlap"):  # pay is up and truth is down
+            assert one[name]["pay"][-1] >= one[name]["pay"][0]
+            assert one[name]["right"][-1] < one[name]["right"][0] - 0.1
+        for name in ("truth", "short", "short if right"):
+            assert one[name]["right"][-1] >= one[name]["right"][0]
+    right = {name: sum(one["flags"]) for name, one in full["trained"].items()}
+    assert right["hack"] < right["start"] - 25 and right["mend"] > right["start"] - 10
+    assert "Replayed, not run now: 07_grpo_mend" in done.text
+    assert "07_grpo_hack-quick" in done.pieces
 
 
 def check_08(found, full, done):
@@ -263,7 +280,7 @@ def check_12(found, full, done):
     assert "Replayed, not run now: 12_tickets" in done.text
 
 
-CHECKS = {name[-2:]: check for name, check in globals().items() if "check_" in name}
+CHECKS = {name[6:]: check for name, check in globals().items() if "check_" in name}
 
 
 # --- other ways to run ---------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
@@ -229,9 +230,10 @@ def test_modal_gets_a_web_server_that_sleeps(monkeypatch):
     notebook = read_notebook(ROOT / "notebooks/09_serve_your_model.ipynb")
     code = [cell.source for cell in code_of(notebook)]
     first = next(i for i, source in enumerate(code) if source.startswith("MINUTES"))
-    last = next(i for i, source in enumerate(code) if "vllm = app.function(" in source)
+    last = next(i for i, source in enumerate(code) if "def proxy_keys(" in source)
     course.start("09_serve_your_model", "quick")
     scope = {"modal": modal, "remote": remote, "costly": costly, "GPU": "L4"}
+    scope |= {"MODE": "quick", "os": os}
     scope |= {"subprocess": subprocess, "BIG": "owner/name@abc", "export": export}
     with Standin() as here:
         for cell in code[first : last + 1]:
@@ -251,5 +253,12 @@ def test_modal_gets_a_web_server_that_sleeps(monkeypatch):
     scope["serve_vllm"]()
     ((*words, adapter),) = started
     assert words[:3] == ["vllm", "serve", "owner/name"] and "abc" in words
-    assert words[-1] == "--lora-modules" and adapter.startswith("tidewater=/runs/06_rl")
+    assert words[-1] == "--lora-modules" and adapter.startswith("tidewater=/runs/06")
     assert export.TEMPLATE in words
+    # Sampled requests work without a compiler, and a missing key is told at once.
+    images = [" ".join(one.dockerfile_commands) for one in here.images.values()]
+    assert any("VLLM_USE_FLASHINFER_SAMPLER=0" in text for text in images)
+    monkeypatch.setenv("MODAL_PROXY_KEY", "k")
+    monkeypatch.delenv("MODAL_PROXY_SECRET", raising=False)
+    with pytest.raises(ValueError, match=r"^MODAL_PROXY_SECRET missing"):
+        scope["proxy_keys"]()

@@ -9,6 +9,7 @@ on a small piece, and what is returned is the shipped run. An interrupted run ke
 folder, so that the function can go on in it.
 """
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -19,16 +20,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import modal
+
 from utils.course import run as course
 from utils.course.run import ROOT, SHIPPED, read_rows, run_card
-from utils.remote import Session
+from utils.remote import VOLUME, Session
 
 
 @dataclass(frozen=True)
 class RunResult:
     """A finished run: what its function returned, its log's rows, its card.
 
-    `folder` is here; `remote` is where the function saw it, on Modal's Volume.
+    `folder` is here; `remote` is where the function saw it, on Modal's Volume. From
+    there the adapter is brought home when the run is done.
     """
 
     folder: Path
@@ -46,11 +50,13 @@ class RunResult:
     def summary(self) -> str:
         """Say in one line whose numbers these are."""
         card, hardware = self.card, self.card["hardware"]
+        where = f"{hardware['cores']} cores of {hardware['cpu']}"
+        where = hardware.get("gpu") or where
         how = "Replayed, not run now:" if self.replayed else "Run now:"
         return (
             f"{how} {card['name']}, key {card['key'][:12]}, "
-            f"{card['seconds'] / 60:.1f} minutes on {hardware['cores']} cores of "
-            f"{hardware['cpu']}, {card['date'][:10]}, commit {card['commit']}."
+            f"{card['seconds'] / 60:.1f} minutes on {where}, {card['date'][:10]}, "
+            f"commit {card['commit']}."
         )
 
 
@@ -147,7 +153,7 @@ def adapter(name: str, here: bool = False) -> dict[str, str]:
     if not weights.exists():
         raise FileNotFoundError(
             f"no adapter of {name} in runs/{mode}/ or data/runs/: first run "
-            f"notebook {name[:2]} with MODE = {mode!r}"
+            f"notebook {name.partition('_')[0]} with MODE = {mode!r}"
         )
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     return {"adapter": folder.relative_to(ROOT).as_posix(), "sha256": digest}
@@ -188,27 +194,43 @@ def _execute(
     job = copy.deepcopy(config) | {"output_dir": remote or str(folder)}
     clock = folder / "seconds.txt"  # spent by attempts that were interrupted
     spent = float(clock.read_text()) if clock.exists() else 0.0
-    started = time.monotonic()
+    started, before = time.monotonic(), jobs.seconds if jobs else 0.0
     try:
-        # What is no function of an app runs here, and may send parts to Modal itself.
-        on_app = jobs is not None and hasattr(function, "spawn")
+        # What is no job of an app runs here, and may send parts to Modal itself.
+        on_app = jobs is not None and hasattr(function, "local")
         result = dict(jobs.run(function, job) if on_app else function(job))
     finally:
-        spent += time.monotonic() - started
+        # On Modal what containers took, without the wait for them.
+        there = jobs.seconds - before if on_modal else 0.0
+        spent += there or time.monotonic() - started
         clock.write_text(f"{spent:.1f}")
     log = result.pop("log", [])
     rows = "".join(json.dumps(row) + "\n" for row in log)
     (folder / "log.jsonl").write_text(rows, encoding="utf-8")
     text = json.dumps(result, default=lambda number: number.item())  # numpy's
     (folder / "result.json").write_text(text + "\n", encoding="utf-8")
+    if on_modal:
+        _bring_home(folder)
     card = run_card(course.current().command, round(spent, 1))
     card |= {"name": name, "key": key(config, version), "version": version}
     card |= {"on_modal": on_modal, "config": digest_data(config)}
+    if on_modal and jobs.machine:
+        card["hardware"] = jobs.machine
     # Last, for it says that the run is complete.
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     done = replace(read(folder), replayed=False, remote=remote)  # as a replay will be
     print(done.summary())
     return done
+
+
+def _bring_home(folder: Path) -> None:
+    """Copy a run's adapter, if it has one, from the Volume into its folder here."""
+    volume = modal.Volume.from_name(VOLUME)
+    with contextlib.suppress(modal.exception.NotFoundError):
+        for file in volume.listdir(f"{folder.name}/adapter"):
+            (folder / "adapter").mkdir(exist_ok=True)
+            content = b"".join(volume.read_file(file.path))
+            (folder / "adapter" / Path(file.path).name).write_bytes(content)
 
 
 def read(folder: Path) -> RunResult | None:

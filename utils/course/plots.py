@@ -91,6 +91,17 @@ def losses(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.legend()
 
 
+def differences(axes: Axes, intervals: Mapping[str, Any], unit: str) -> None:
+    """Draw paired differences, in points: one a row, its interval, and a line at 0."""
+    for row, one in enumerate(intervals.values()):
+        axes.plot([100 * one.low, 100 * one.high], [row, row], "-", color=INK)
+        axes.plot(100 * one.value, row, "o", color=COLOURS[1])
+        axes.text(100 * one.value, row - 0.2, f"{100 * one.value:+.1f}", fontsize=9)
+    axes.axvline(0, color="0.6", linestyle=":")
+    axes.set_yticks(range(len(intervals)), list(intervals))
+    axes.set(ylim=(len(intervals) - 0.5, -0.7), xlabel=unit)
+
+
 def text_table(frame: pd.DataFrame) -> Styler:
     """Show a table of texts: aligned left, lines broken, nothing cut off."""
     left = {"selector": "td, th", "props": "text-align: left; vertical-align: top"}

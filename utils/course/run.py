@@ -52,7 +52,8 @@ class Run:
                 return path
         raise FileNotFoundError(
             f"{name} is neither in runs/{self.mode}/ nor in data/runs/. Run the "
-            f"notebook that makes it: make course MODE={self.mode} ONLY={name[:2]}"
+            f"notebook that makes it: make course MODE={self.mode} "
+            f"ONLY={name.partition('_')[0]}"
         )
 
     def load(self, notebook: str) -> dict[str, Any]:

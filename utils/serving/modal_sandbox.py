@@ -6,6 +6,7 @@ each the queries run in the worker processes of `utils.evals.sandbox`, with its 
 the sandbox around them has no network and no secrets.
 """
 
+import contextlib
 import json
 import platform
 import queue
@@ -29,7 +30,12 @@ HOME = "/root"  # where Modal's images put local files
 APP = "beneath-the-api-sandboxes"
 HOURS = 4  # longest life of a sandbox; then another one takes its place
 STARTUP = 60  # seconds that the workers in a sandbox may take to start
+TRIES = 6  # times to ask for a sandbox where Modal refuses so many, each time slower
 Job = tuple[str, str]  # name of the database, SQL
+
+
+class UnavailableError(RuntimeError):
+    """No sandbox answers, whatever it is asked: the SQL is not at fault."""
 
 
 def image(databases: Iterable[Path]) -> "modal.Image":
@@ -89,9 +95,9 @@ class ModalPool:
     def map(self, jobs: Iterable[Job], progress: str | None = None) -> list[Result]:
         """Answer (database name, SQL) jobs, in their order; `progress` labels a bar.
 
-        Raises ValueError for an unknown database, before anything runs. Whatever the
-        SQL does is in the Results. What Modal's client raises when no sandbox can be
-        created, for want of a token or a network, is raised.
+        Whatever the SQL does is in the Results. Raises ValueError for an unknown
+        database, before anything runs; UnavailableError if new sandboxes do not answer,
+        with what they say; and what Modal's client raises if none can be created.
         """
         from tqdm import tqdm
 
@@ -108,48 +114,82 @@ class ModalPool:
 
     def _answer(self, jobs: list[Job]) -> list[Result]:
         """Answer jobs in one sandbox; if it ends at them, each once more, alone."""
-        results = self._try(jobs)
-        if results is not None:
-            return results
-        crashed = [Result(None, "crashed", "its sandbox ended at it, twice")]
-        return [(self._try([job]) or crashed)[0] for job in jobs]
+        results, _ = self._try(jobs)
+        return results or [self._alone(job) for job in jobs]
 
-    def _try(self, jobs: list[Job]) -> list[Result] | None:
+    def _alone(self, job: Job) -> Result:
+        """Answer one job in a sandbox that has just proved to be well."""
+        results, why = self._try([job], check=True)
+        crashed = Result(
+            None, "crashed", f"its sandbox ended at it, twice {why}".strip()
+        )
+        return results[0] if results else crashed
+
+    def _try(
+        self, jobs: list[Job], check: bool = False
+    ) -> tuple[list[Result] | None, str]:
         """Let an idle sandbox answer; if it does not, it makes room for another one."""
         sandbox = self._idle.get()
         try:
-            sandbox = sandbox or self._create()
-            results = self._ask(sandbox, jobs)
+            if sandbox and check and not self._ask(sandbox, self._easy())[0]:
+                sandbox = _end(sandbox)  # of age, say
+            sandbox = sandbox or self._open()
+            results, why = self._ask(sandbox, jobs)
             if results is None:  # the sandbox is gone, of age or by what ran in it
-                sandbox.terminate()
-                sandbox = None
+                sandbox = _end(sandbox)
         finally:
             self._idle.put(sandbox)
-        return results
+        return results, why
+
+    def _easy(self) -> list[Job]:
+        return [(next(iter(self.databases)), "select 1")]
+
+    def _open(self) -> "modal.Sandbox":
+        """Create a sandbox, and see that it answers."""
+        sandbox = self._create()
+        results, why = self._ask(sandbox, self._easy())
+        if results and results[0].rows == [(1,)]:
+            return sandbox
+        _end(sandbox)
+        why = why or results[0].message
+        raise UnavailableError(f"a new Modal sandbox does not answer. It says: {why}")
 
     def _create(self) -> "modal.Sandbox":
         """Create a sandbox, not sooner than the rate allows."""
         import modal
 
-        with self._lock:
-            if self._image is None:  # built once, before anybody waits for it
-                self._app = modal.App.lookup(APP, create_if_missing=True)
-                self._image = image(self.databases.values()).build(self._app)
-            time.sleep(max(0.0, self._next - time.monotonic()))
-            self._next = time.monotonic() + self.pause
+        for _ in range(TRIES):
+            with self._lock:
+                if self._image is None:  # built once, before anybody waits for it
+                    self._app = modal.App.lookup(APP, create_if_missing=True)
+                    self._image = image(self.databases.values()).build(self._app)
+                time.sleep(max(0.0, self._next - time.monotonic()))
+                self._next = time.monotonic() + self.pause
+            try:
+                sandbox = modal.Sandbox.create(
+                    app=self._app,
+                    image=self._image,
+                    block_network=True,
+                    timeout=3600 * HOURS,
+                    idle_timeout=600,
+                    cpu=2.0,
+                    memory=1024,
+                )
+            except (
+                modal.exception.ResourceExhaustedError,
+                modal.exception.ServiceError,
+                modal.exception.ConnectionError,
+            ) as error:
+                self.pause, refused = 2 * self.pause, error
+                continue
             self.created += 1
-        return modal.Sandbox.create(
-            app=self._app,
-            image=self._image,
-            block_network=True,
-            timeout=3600 * HOURS,
-            idle_timeout=600,
-            cpu=2.0,
-            memory=1024,
-        )
+            return sandbox
+        raise UnavailableError(f"Modal creates no more sandboxes: {refused}")
 
-    def _ask(self, sandbox: "modal.Sandbox", jobs: list[Job]) -> list[Result] | None:
-        """Let one sandbox answer; None if it did not, for whatever reason."""
+    def _ask(
+        self, sandbox: "modal.Sandbox", jobs: list[Job]
+    ) -> tuple[list[Result] | None, str]:
+        """Let one sandbox answer; None if it does not, and what is known of why."""
         from modal.exception import Error
 
         inside = {name: f"data/{path.name}" for name, path in self.databases.items()}
@@ -163,10 +203,17 @@ class ModalPool:
             process.stdin.drain()
             lines = process.stdout.read().splitlines()
             if process.wait() or len(lines) != len(jobs):
-                return None
-            return [_result(*DECODE(line)) for line in lines]
-        except (Error, ValueError, TypeError):  # it ended, or spoke no JSON
-            return None
+                return None, process.stderr.read().strip()[-500:]
+            return [_result(*DECODE(line)) for line in lines], ""
+        except (Error, ValueError, TypeError) as error:  # it ended, or spoke no JSON
+            return None, f"{type(error).__name__}: {error}"
+
+
+def _end(sandbox: "modal.Sandbox") -> None:
+    from modal.exception import Error
+
+    with contextlib.suppress(Error):  # it may be gone
+        sandbox.terminate()
 
 
 def _result(rows: list | None, *rest: object) -> Result:

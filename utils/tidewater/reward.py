@@ -11,8 +11,9 @@ from typing import Any
 
 from utils.evals.grading import Grade
 from utils.evals.sandbox import SandboxPool
+from utils.serving.modal_sandbox import UnavailableError
 from utils.tidewater.sql_tool import extract_sql, grade
-from utils.training import weights
+from utils.training import examples, weights
 from utils.training.engine import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +29,9 @@ def correct(case: dict[str, Any], sql: str | None, verdict: Grade) -> float:
 class Reward:
     """A rule over grades. Equal replies to equal cases are graded once.
 
+    Where no sandbox answers, replies are not wrong: they count as `ungraded` and are
+    paid None, which TRL leaves out. The third time in a row UnavailableError is raised.
+
     Args:
         rule: what is paid for.
         pool: where the queries run; None: the pool that all grading here shares.
@@ -36,18 +40,32 @@ class Reward:
 
     def __init__(self, rule: Rule = correct, pool: SandboxPool | None = None) -> None:
         self.rule, self.pool = rule, pool
+        self.ungraded, self._failures = 0, 0
         self.graded: dict[tuple[str, str], Grade] = {}
 
     def __call__(
-        self, completions: list[list[dict[str, str]]], case: list[str], **_: Any
-    ) -> list[float]:
+        self, completions: list[list[dict[str, str]]], case: list[str], **more: Any
+    ) -> list[float | None]:
         """Pay completions as TRL calls a reward; `case` is a column of JSON texts."""
         replies = [messages[0]["content"] for messages in completions]
-        return self.scores([json.loads(text) for text in case], replies)
+        paid = self.scores([json.loads(text) for text in case], replies)
+        if self.ungraded and "log_metric" in more:
+            more["log_metric"]("ungraded", self.ungraded)  # all so far
+        return paid
 
-    def scores(self, cases: Sequence[dict], replies: Sequence[str]) -> list[float]:
+    def scores(
+        self, cases: Sequence[dict], replies: Sequence[str]
+    ) -> list[float | None]:
         """Return what each reply to its case is paid."""
-        verdicts = self.grades(cases, replies)
+        try:
+            verdicts, self._failures = self.grades(cases, replies), 0
+        except UnavailableError as error:
+            self.ungraded += len(replies)
+            self._failures += 1
+            if self._failures == 3:
+                raise
+            print(f"{len(replies)} replies are ungraded: {error}", flush=True)
+            return [None] * len(replies)
         return [
             self.rule(case, extract_sql(reply), verdict)
             for case, reply, verdict in zip(cases, replies, verdicts, strict=True)
@@ -76,10 +94,10 @@ _REWARD = Reward()
 
 
 def rows_correct(
-    completions: list[list[dict[str, str]]], case: list[str], **_: Any
-) -> list[float]:
+    completions: list[list[dict[str, str]]], case: list[str], **more: Any
+) -> list[float | None]:
     """Pay 1 for the right rows on all three databases: the reward of notebook 06."""
-    return _REWARD(completions, case)
+    return _REWARD(completions, case, **more)
 
 
 def sample_and_grade(config: dict[str, Any]) -> dict[str, Any]:
@@ -107,3 +125,15 @@ def sample_and_grade(config: dict[str, Any]) -> dict[str, Any]:
         rows = zip(counts.items(), verdicts, strict=True)
         found.append([[text, n, v.correct, end] for ((text, end), n), v in rows])
     return {"found": found}
+
+
+def right_examples(cases: Sequence[dict], found: Sequence[list]) -> list[dict]:
+    """Make training examples of the different right replies that samples hold.
+
+    `found` is that of `sample_and_grade`, a list a case.
+    """
+    made = []
+    for case, replies in zip(cases, found, strict=True):
+        right = [text for text, _, ok, _ in replies if ok]
+        made += [examples.example(case["question"], text) for text in right]
+    return made

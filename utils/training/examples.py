@@ -1,9 +1,10 @@
 """One road from traces and cases to what a trainer takes: prompt and completion."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
+from utils.logs import overlap
 from utils.logs.traces import Trace, to_messages
 
 
@@ -13,6 +14,31 @@ def example(question: str, answer: str) -> dict[str, list[dict[str, str]]]:
         "prompt": [{"role": "user", "content": question}],
         "completion": [{"role": "assistant", "content": answer}],
     }
+
+
+def preference(question: str, better: str, worse: str) -> dict[str, Any]:
+    """Make a row for DPO: a question and two answers, one better than the other."""
+    good, bad = example(question, better), example(question, worse)["completion"]
+    return {"prompt": good["prompt"], "chosen": good["completion"], "rejected": bad}
+
+
+def without_leaks(
+    pairs: Sequence[tuple[str, str]],
+    tests: Sequence[tuple[str, str]],
+    fillers: Set[str] = overlap.FILLERS,
+) -> list[tuple[str, str]]:
+    """Keep the pairs of question and answer that give nothing of a test away.
+
+    A pair goes if a test has its answer, or its question: near repeats count, too, and
+    `fillers` is as for `overlap.contamination`.
+    """
+    questions = list(dict.fromkeys(question for question, _ in tests))
+    answers = {answer for _, answer in tests}
+    asked = [question for question, _ in pairs]
+    leaks = overlap.contamination(asked, questions, fillers=fillers)
+    bad = {i for i, *_ in (*leaks.exact, *leaks.normalised, *leaks.near)}
+    kept = [pair for i, pair in enumerate(pairs) if i not in bad]
+    return [pair for pair in kept if pair[1] not in answers]
 
 
 def from_trace(

@@ -29,9 +29,13 @@ from zlib import crc32
 
 import modal
 
-PRICES = {"L4": 0.80, "L40S": 1.95, "A100-80GB": 2.50, "H100": 3.95}  # USD an hour
+BOX = {"cpu": 4, "memory": 32_768}  # prices: USD an hour of a GPU in such a container
+PRICES = {"L4": 1.25, "L40S": 2.40, "A100-80GB": 2.95, "H100": 4.40}
 GPU, BUDGET_USD = os.environ.get("GPU", "L40S"), os.environ.get("BUDGET_USD", "5")
 SECONDS = min(86_400, int(3600 * float(BUDGET_USD) / PRICES.get(GPU, 50)))  # at most
+# vLLM 0.31 wants an older transformers, and numpy, than training alone.
+PINS = "torch==2.13.0 transformers==5.17.0 trl==1.16.0 peft==0.21.2 datasets==5.2.0 "
+PINS += "accelerate==1.15.0 vllm==0.31.0 numpy==2.3.5"
 DEFAULTS = {
     "use_peft": True,  # LoRA (arXiv 2106.09685) of all layers
     "lora_r": 32,
@@ -50,10 +54,7 @@ app = modal.App("grpo")
 runs = modal.Volume.from_name("beneath-the-api", create_if_missing=True)
 image = (
     modal.Image.debian_slim(python_version="3.12")
-    # vLLM 0.31 wants an older transformers, and numpy, than training alone.
-    .uv_pip_install("torch==2.13.0", "transformers==5.17.0", "trl==1.16.0")
-    .uv_pip_install("peft==0.21.2", "datasets==5.2.0", "accelerate==1.15.0")
-    .uv_pip_install("vllm==0.31.0", "numpy==2.3.5")
+    .uv_pip_install(*PINS.split())
     # Weights are downloaded once; this image has no compiler for FlashInfer's sampler.
     .env({"HF_HOME": "/runs/huggingface", "VLLM_USE_FLASHINFER_SAMPLER": "0"})
 )
@@ -88,6 +89,24 @@ with image.imports():  # `modal run` needs none of these on your own machine
                 runs.commit()  # or the checkpoint would be lost with the container
 
 
+def keep_base(model: Any, generation: Any) -> None:
+    """Put 16-bit base weights back after each hand-over to vLLM.
+
+    TRL adds the adapter to them and takes it off again, and both times rounds them:
+    after some steps the adapter would belong to another base.
+    """
+    parts = [p for name, p in model.named_parameters() if ".base_layer." in name]
+    kept = [(p, p.detach().cpu().clone()) for p in parts if p.dtype != torch.float32]
+    sync = generation.sync_weights
+
+    def sync_and_restore() -> None:
+        sync()
+        for parameter, before in kept:
+            parameter.data.copy_(before)
+
+    generation.sync_weights = sync_and_restore
+
+
 def train(
     config: dict[str, Any],
     reward: Callable[..., list[float]],
@@ -96,17 +115,9 @@ def train(
 ) -> dict[str, Any]:
     """Train a model on what a reward says of its replies; returns the log.
 
-    Args:
-        config: TRL's settings by their names and rows ("data"); it may name an
-            "adapter" to go on with, or the "layers_to_transform" of a new one.
-        reward: takes prompts, completions and the data's columns, lists all; returns
-            a float for each completion, or None for one that it cannot judge.
-        trainer_class: a subclass of GRPOTrainer.
-        callbacks: of the trainer.
-
-    Raises ValueError for a setting that TRL does not know, FloatingPointError where the
-    gradient is no number.
-
+    `config` holds TRL's settings by their names and rows ("data"); it may name an
+    "adapter" to go on with, or the "layers_to_transform" of a new one. Raises
+    FloatingPointError where the gradient is no number.
     """
     gpu = torch.cuda.is_available()
     config = DEFAULTS | {"use_cpu": not gpu, "bf16": gpu} | config
@@ -117,6 +128,7 @@ def train(
         raise ValueError(f"TRL's GRPOConfig and ModelConfig have no {unknown[0]}")
     args, source = parser.parse_args_and_config(flags or ())
     source.lora_target_modules = source.lora_target_modules or "all-linear"
+    torch.backends.cuda.enable_cudnn_sdp(False)  # gives NaN in bf16 with torch 2.13
     torch.manual_seed(args.seed)  # before the adapter, which starts from random numbers
     name, revision = source.model_name_or_path, source.model_revision
     how = {"dtype": source.dtype, "attn_implementation": source.attn_implementation}
@@ -134,6 +146,8 @@ def train(
         peft_config=lora,
         callbacks=[JsonlLogger(), *callbacks],
     )
+    if args.use_vllm:
+        keep_base(trainer.model, trainer.vllm_generation)
     mark, what = Path(args.output_dir, "run.crc"), (data, adapter, source)
     digest = str(crc32(repr((what, args.learning_rate, args.seed)).encode()))
     if mark.exists() and mark.read_text() != digest:
@@ -175,36 +189,31 @@ def read_flags(flags: list[str] | None = None) -> dict[str, Any]:
     return vars(own) | changed
 
 
-def train_here(config: dict[str, Any]) -> dict[str, Any]:
-    """Train with the reward that the flags named."""
-    return train(config, load_reward(*config.pop("reward")))
-
-
-@app.function(image=image, gpu=GPU, volumes={"/runs": runs}, timeout=SECONDS)
-def train_on_gpu(config: dict[str, Any], reward: str) -> dict[str, Any]:
+@app.function(image=image, gpu=GPU, volumes={"/runs": runs}, timeout=SECONDS, **BOX)
+def train_on_gpu(config: dict[str, Any], reward: str) -> None:
     """Train in a container, from the last checkpoint that the Volume has."""
     runs.reload()
     Path("/tmp/reward.py").write_text(reward)  # the text of the reward's file
-    config["reward"][0] = "/tmp/reward.py"
-    if config["adapter"]:  # of an SFT run on the same Volume, such as sft/adapter
-        config["adapter"] = str(Path("/runs", config["adapter"]))
-    config["output_dir"] = f"/runs/{Path(config['output_dir']).name}"
-    done = train_here(config)
+    score = load_reward("/tmp/reward.py", config.pop("reward")[1])
+    os.chdir("/runs")  # on the Volume lie --output_dir and --adapter
+    train(config | {"output_dir": Path(config["output_dir"]).name}, score)
     runs.commit()
-    return done
 
 
 @app.local_entrypoint()
 def main(*flags: str) -> None:
     """Train on Modal, and bring the adapter home."""
     config = read_flags(list(flags))
+    if GPU not in PRICES:
+        raise SystemExit(f"GPU={GPU} has no price here; choose {', '.join(PRICES)}")
+    runs.listdir(config["adapter"] or "/")  # fails if --adapter is not on the Volume
     print(f"Ends after {SECONDS / 3600:.1f} hours, {BUDGET_USD} USD of {GPU}.")
     train_on_gpu.remote(config, Path(config["reward"][0]).read_text("utf-8"))
-    home = Path(config["output_dir"], "adapter")
-    home.mkdir(parents=True, exist_ok=True)
+    (home := Path(config["output_dir"], "adapter")).mkdir(parents=True, exist_ok=True)
     for file in runs.iterdir(f"{home.parent.name}/adapter"):
         (home / Path(file.path).name).write_bytes(b"".join(runs.read_file(file.path)))
 
 
 if __name__ == "__main__":
-    train_here(read_flags())
+    config = read_flags()
+    train(config, load_reward(*config.pop("reward")))

@@ -17,7 +17,8 @@ from zlib import crc32
 
 import modal
 
-PRICES = {"L4": 0.80, "L40S": 1.95, "A100-80GB": 2.50, "H100": 3.95}  # USD an hour
+BOX = {"cpu": 4, "memory": 32_768}  # prices: USD an hour of a GPU in such a container
+PRICES = {"L4": 1.25, "L40S": 2.40, "A100-80GB": 2.95, "H100": 4.40}
 GPU, BUDGET_USD = os.environ.get("GPU", "L40S"), os.environ.get("BUDGET_USD", "5")
 SECONDS = min(86_400, int(3600 * float(BUDGET_USD) / PRICES.get(GPU, 50)))  # at most
 PINS = "torch==2.13.0 transformers==5.23.0 trl==1.16.0 peft==0.21.2 datasets==5.2.0"
@@ -52,21 +53,17 @@ with image.imports():  # `modal run` needs none of these on your own machine
 
 
 def check_mask(rows: list[dict], tokenizer: Any) -> list[list]:
-    """Check what rows learn; return the first one's tokens, and which are learned."""
+    """Check that replies are learned to their end; return the first one's mask."""
     for row in rows:
-        learned = [label for label in row["labels"] if label != -100]
-        ended = tokenizer.eos_token_id in learned[-2:]  # a line break may follow it
-        if row["labels"][0] != -100 or not ended:
+        end = [label for label in row["labels"] if label != -100][-2:]  # or line break
+        if row["labels"][0] != -100 or tokenizer.eos_token_id not in end:
             raise ValueError("a prompt is learned, or a reply not to its ending token")
     pairs = zip(rows[0]["input_ids"], rows[0]["labels"], strict=True)
     return [[tokenizer.decode([token]), label != -100] for token, label in pairs]
 
 
 def train(config: dict, trainer_class: Any = None, callbacks: tuple = ()) -> dict:
-    """Fine-tune a model; returns the log, and what the first row learns.
-
-    `config`: TRL's settings, rows ("data", "validation"), an "adapter" to go on with.
-    """
+    """Fine-tune by TRL's settings on rows ("data"); returns the log and the mask."""
     gpu = torch.cuda.is_available()
     config = DEFAULTS | {"use_cpu": not gpu, "bf16": gpu} | config
     names = ("data", "validation", "adapter", "layers_to_transform", "flags")
@@ -77,6 +74,7 @@ def train(config: dict, trainer_class: Any = None, callbacks: tuple = ()) -> dic
         raise ValueError(f"TRL's SFTConfig and ModelConfig have no {unknown[0]}")
     args, source = parser.parse_args_and_config(flags or ())
     source.lora_target_modules = source.lora_target_modules or "all-linear"
+    torch.backends.cuda.enable_cudnn_sdp(False)  # gives NaN in bf16 with torch 2.13
     torch.manual_seed(args.seed)  # before the adapter, which starts from random numbers
     name, revision = source.model_name_or_path, source.model_revision
     how = {"dtype": source.dtype, "attn_implementation": source.attn_implementation}
@@ -115,7 +113,7 @@ def read_flags(flags: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--data", required=True, help="JSON lines to learn")
     parser.add_argument("--validation", help="JSON lines to keep apart, for their loss")
     parser.add_argument("--model_name_or_path", required=True)
-    parser.add_argument("--adapter", help="to go on with; on Modal /runs/...")
+    parser.add_argument("--adapter", help="to go on with; on Modal of the Volume")
     parser.add_argument("--output_dir", default="sft")
     own, of_trl = parser.parse_known_args(flags)
     config = vars(own) | {"flags": of_trl}
@@ -125,23 +123,25 @@ def read_flags(flags: list[str] | None = None) -> dict[str, Any]:
     return config
 
 
-@app.function(image=image, gpu=GPU, volumes={"/runs": runs}, timeout=SECONDS)
-def train_on_gpu(config: dict[str, Any]) -> dict[str, Any]:
+@app.function(image=image, gpu=GPU, volumes={"/runs": runs}, timeout=SECONDS, **BOX)
+def train_on_gpu(config: dict[str, Any]) -> None:
     """Train in a container, from the last checkpoint that the Volume has."""
     runs.reload()
-    done = train(config | {"output_dir": f"/runs/{Path(config['output_dir']).name}"})
+    os.chdir("/runs")  # on the Volume lie --output_dir and --adapter
+    train(config | {"output_dir": Path(config["output_dir"]).name})
     runs.commit()
-    return done
 
 
 @app.local_entrypoint()
 def main(*flags: str) -> None:
     """Train on Modal, and bring the adapter home."""
     config = read_flags(list(flags))
+    if GPU not in PRICES:
+        raise SystemExit(f"GPU={GPU} has no price here; choose {', '.join(PRICES)}")
+    runs.listdir(config["adapter"] or "/")  # fails if --adapter is not on the Volume
     print(f"Ends after {SECONDS / 3600:.1f} hours, {BUDGET_USD} USD of {GPU}.")
     train_on_gpu.remote(config)
-    home = Path(config["output_dir"], "adapter")
-    home.mkdir(parents=True, exist_ok=True)
+    (home := Path(config["output_dir"], "adapter")).mkdir(parents=True, exist_ok=True)
     for file in runs.iterdir(f"{home.parent.name}/adapter"):
         (home / Path(file.path).name).write_bytes(b"".join(runs.read_file(file.path)))
 

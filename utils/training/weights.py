@@ -52,11 +52,12 @@ def cache() -> Path:
     return folder
 
 
-def fetch(name: str = LAPTOP) -> str:
+def fetch(name: str = LAPTOP, files: list[str] | None = None) -> str:
     """Return a folder of weights that transformers loads; made on first use.
 
     Args:
         name: LAPTOP, a folder, or a Hub id ("owner/name" or "owner/name@revision").
+        files: patterns of what is downloaded from the Hub; None: all.
 
     Raises:
         FileNotFoundError: it is not here and cannot be had; the message says why.
@@ -76,7 +77,8 @@ def fetch(name: str = LAPTOP) -> str:
 
     repository, _, revision = name.partition("@")
     try:
-        return snapshot_download(repository, revision=revision or None)
+        revision = revision or None
+        return snapshot_download(repository, revision=revision, allow_patterns=files)
     except Exception as error:
         raise FileNotFoundError(
             f"{name} is not in the Hub's cache here and cannot be downloaded "
@@ -165,11 +167,11 @@ def device() -> str:
 
 
 def load_tokenizer(name: str = LAPTOP) -> "PreTrainedTokenizerBase":
-    """Load a model's tokenizer; `name` as for `fetch`."""
+    """Load a model's tokenizer; `name` as for `fetch`. No weights are downloaded."""
     from transformers import AutoTokenizer
 
     silence_logging()
-    return AutoTokenizer.from_pretrained(fetch(name))
+    return AutoTokenizer.from_pretrained(fetch(name, ["*.json", "*.txt", "*.jinja"]))
 
 
 def load(
@@ -188,6 +190,7 @@ def load(
     from transformers import AutoModelForCausalLM
 
     tokenizer, gpu = load_tokenizer(name), device() == "cuda"
+    torch.backends.cuda.enable_cudnn_sdp(False)  # gives NaN in bf16 with torch 2.13
     if adapter and not (Path(adapter) / "adapter_config.json").exists():
         name, adapter = str(adapter), None
     model = AutoModelForCausalLM.from_pretrained(
@@ -201,6 +204,30 @@ def load(
 
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     return model.eval(), tokenizer
+
+
+def check_template(name: str, rows: Sequence[dict]) -> list[list] | None:
+    """Check what examples would teach, by the tokenizer alone, before a GPU is rented.
+
+    Returns the mask of the first one, as `sft.check_mask`, whose ValueError it raises;
+    None, and says so, where the tokenizer cannot be had here.
+    """
+    from utils.training.sft import check_mask
+
+    try:
+        tokenizer = load_tokenizer(name)
+    except OSError as error:
+        print(f"The mask is not checked here, but before the first step: {error}")
+        return None
+    made = []
+    for row in rows:
+        start = prompt_ids(tokenizer, row["prompt"])
+        ids = tokenizer.apply_chat_template(
+            row["prompt"] + row["completion"], return_dict=False
+        )
+        given = len(start) if ids[: len(start)] == start else 0
+        made.append({"input_ids": ids, "labels": [-100] * given + ids[given:]})
+    return check_mask(made, tokenizer)
 
 
 def halve_adapter(folder: str | Path) -> None:
