@@ -164,7 +164,9 @@ def test_the_jobs_of_the_course_run_on_one_app(here, config, policy, case, tmp_p
     owners = importlib.metadata.packages_distributions()
     used = {plain(owners[name][0]) for name in practised["used"] if name in owners}
     known = closure([*remote.PACKAGES, "modal", "ctranslate2", "sniffio", "pillow"])
-    assert used - known == {"beneath_the_api"}
+    assert {"torch", "trl", "sqlglot"} <= used
+    # Where the course happens to be installed, its own `utils` is among them.
+    assert used - known <= {"beneath_the_api"}
     # All replies of a step were graded at once: the right query, then theirs.
     assert len(here.sandboxes) == 1
     assert here.calls["TaskExecStart"] <= 1 + 2 * len(rewards) + 2
