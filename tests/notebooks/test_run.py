@@ -170,12 +170,12 @@ def check_05(found, full, done):
 
 def check_06(found, full, done):
     assert found["right"] == full["right"] and found["null"] == full["null"]
-    assert full["gain"]["+ rejection sampling"]["low"] > 0.12  # from few reviews
+    assert full["gain"]["rejection sampling"]["low"] > 0.12  # from few reviews
     assert full["null"]["low"] < 0 < full["null"]["high"]  # and not from all
     wrong = {k: v["5. wrong most often"] for k, v in full["conditions"].items()}
     assert wrong["all reviews"] < wrong["at least"] < wrong["200 reviews"]
     assert {"06_explore-quick", "06_grpo_seed_0-quick"} <= done.pieces
-    assert "Replayed, not run now: 06_grpo_seed_0" in done.text
+    assert "Replayed, not run now: 06_grpo_seed_1" in done.text
 
 
 def check_06b(found, full, done):
@@ -188,16 +188,17 @@ def check_06b(found, full, done):
 
 
 def check_07(found, full, done):
-    for name, one in full["trained"].items():
-        assert found["trained"][name]["right"] == near(one["right"], abs=1)
-    for name in ("live", "overlap", "short"):  # pay is up and truth is down
-        for one in (found["searched"][name], full["searched"][name]):
-            assert one["pay"][-1] >= one["pay"][0]
-            assert one["right"][-1] < one["right"][0] - 0.1
-    assert full["trained"]["short"]["change"]["high"] < 0
-    for name in ("truth", "short if right"):
-        assert full["trained"][name]["change"]["high"] > 0
-    assert "Replayed, not run now: 07_short" in done.text
+    assert found["trained"] == full["trained"]  # both runs are shipped
+    for one in (found["searched"], full["searched"]):
+        for name in ("live", "overlap"):  # pay is up and truth is down
+            assert one[name]["pay"][-1] >= one[name]["pay"][0]
+            assert one[name]["right"][-1] < one[name]["right"][0] - 0.1
+        for name in ("truth", "short", "short if right"):
+            assert one[name]["right"][-1] >= one[name]["right"][0]
+    right = {name: sum(one["flags"]) for name, one in full["trained"].items()}
+    assert right["hack"] < right["start"] - 25 and right["mend"] > right["start"] - 10
+    assert "Replayed, not run now: 07_grpo_mend" in done.text
+    assert "07_grpo_hack-quick" in done.pieces
 
 
 def check_08(found, full, done):

@@ -4,13 +4,13 @@ That no hostile query is paid is in test_rl: the mended rules pay the right rows
 """
 
 import itertools
+import json
 from types import SimpleNamespace
 
 import pytest
 from repository import ROOT, code_of, load
 
 from utils import tidewater
-from utils.tidewater.reward import Reward
 
 
 @pytest.fixture(scope="module")
@@ -30,36 +30,57 @@ def case():
 
 
 def test_each_reward_pays_a_wrong_answer_as_predicted(notebook, case):
-    ((carrier, days),) = case["expected"]["warehouse"]
-    copied = f"select '{carrier}',{days} from shipments limit 1"
-    every = notebook.right.removesuffix(" limit 1")
-    brief, endless = "select 1 from shipments limit 1", notebook.answers["endless"]
-    queries = [notebook.right, copied, every, brief, endless]
+    queries = [*notebook.answers.values()]
     pay = {}
-    rewards = notebook.rewards | {"short if right": Reward(notebook.short_if_right)}
-    for name, reward in rewards.items():
-        found = notebook.score(reward, [case] * 5, queries)
-        assert [right for _, right in found] == [True] + [False] * 4
-        pay[name] = [one for one, _ in found]
-    assert pay["truth"] == [1, 0, 0, 0, 0]
-    assert pay["live"][1] == pay["live"][0] == 1
-    assert pay["overlap"][2] == pay["overlap"][0] == 1
-    assert pay["short"][3] > pay["short"][0]
-    assert pay["lenient"] == [1, -1, -1, -1, 0]
-    assert pay["short if right"][0] > 0.5 and pay["short if right"][1:] == [0] * 4
+    for name, reward in notebook.rewards.items():
+        found = notebook.score(reward, [case] * 10, queries)
+        assert [right for _, right in found] == [True] * 2 + [False] * 8
+        pay[name] = dict(zip(notebook.answers, [one for one, _ in found], strict=True))
+    right = {name: one["right"] for name, one in pay.items()}
+    assert [*pay["truth"].values()] == [1, 1] + [0] * 8
+    assert pay["live"]["copied from the live result"] == right["live"] == 1
+    assert pay["overlap"]["every carrier, not the slowest"] == right["overlap"] == 1
+    assert [*pay["lenient"].values()] == [1, 1] + [-1] * 7 + [0]  # endless: the last
+    short, mended = ([*pay[name].values()] for name in ("short", "short if right"))
+    assert min(short[:2]) > max(short[2:]) and len({*short[2:]}) > 3
+    assert min(mended[:2]) > 0.5 and mended[2:] == [0] * 8
+
+
+def test_the_rewards_of_the_training_log_the_truth_beside_the_pay(notebook, case):
+    texts = [notebook.right, "select 1 from shipments", ""]
+    said = [[{"role": "assistant", "content": text}] for text in texts]
+    cases, seen = [json.dumps(case)] * 3, {}
+    for price, wrong in (("hack", -23 / 400), ("mend", 0)):
+        reward = notebook.reward_for(notebook.prices[price])
+        pay = reward(said, cases, log_metric=seen.__setitem__, prompts=None)
+        assert pay[0] > 0.3 and pay[1:] == [wrong, 0]
+        assert seen.pop("right") == pytest.approx(1 / 3)
+        assert reward(said, cases) == pay
+    # In a group that is all wrong, the price is the whole advantage at any size.
+    for price in (1 / 400, 1 / 4000):
+        found = notebook.advantages([-100 * price] * 7 + [-40 * price])
+        assert found[-1] == pytest.approx(2.475, abs=0.05) and abs(found.sum()) < 1e-9
+
+
+def test_the_search_finds_what_games_a_reward(notebook, case):
+    for name, games in (("overlap", True), ("short", False)):
+        reward = notebook.rewards[name]
+        first, *_, last = notebook.hill_climb(reward, case, notebook.right, 2)
+        assert first[2] and last[0] >= first[0] and last[2] is not games
+    assert "limit" not in notebook.edits(notebook.right)[-1].lower()
 
 
 def test_in_the_process_that_trains_a_reply_can_spoil_the_rest(notebook, case):
     right, wrong = notebook.right, notebook.right.replace(" desc", "")
-    grade, endless = notebook.in_process, notebook.answers["endless"]
-    assert grade([right, wrong], 60) == ("1.0 0.0", "well")
-    assert grade(["delete from shipments", wrong], 60) == ("0.0 1.0", "well")
+    assert notebook.in_process([right, wrong]) == ("1.0 0.0", "well")
+    emptied = notebook.in_process(["delete from shipments", wrong])
+    assert emptied == ("0.0 1.0", "well")
     mixed = "select null from shipments union select 1"
-    pays, ended = grade([mixed, right], 60)
+    pays, ended = notebook.in_process([mixed, right])
     assert pays == "nothing" and ended.startswith("TypeError")
-    replies = ["delete from shipments", wrong, mixed, endless, right]
-    safe = notebook.score(notebook.rewards["truth"], [case] * 5, replies)
-    assert [pay for pay, _ in safe] == [0, 0, 0, 0, 1]
+    replies = ["delete from shipments", wrong, mixed, right]
+    safe = notebook.score(notebook.rewards["truth"], [case] * 4, replies)
+    assert [pay for pay, _ in safe] == [0, 0, 0, 1]
 
 
 def test_the_best_of_n_is_the_mean_over_all_draws(notebook):

@@ -125,7 +125,7 @@ def answers_by_arithmetic():
     yield "05.1", 16 * 10 + 8 * 10 + 4 * 20 + 2 * 40
     yield "06.1", scipy_stats.zscore([1] * 6 + [0] * 2, ddof=1)[0]
     yield "06.3", next(n for n in range(1, 99) if 1 - 0.95**n - 0.05**n > 0.5)
-    yield "07.1", scipy_stats.zscore([1] * 2 + [-1] * 5 + [0], ddof=1)[-1]
+    yield "07.1", scipy_stats.zscore([-100 / 400] * 7 + [-40 / 400], ddof=1)[-1]
     yield "08.1", round(10_000 / min(5, 100 / 42) / 60)
     yield "08.3", max(n for n in range(1, 999) if 0.99**n >= 0.5)
     yield "09.1", 16e9 / 145e6

@@ -14,6 +14,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from utils.course.run import ROOT
@@ -140,6 +141,39 @@ def _worst_bill(answer: tuple[str, float]) -> bool:
     gpu = price["compute"][name]
     hours = 24 * 2 * 0.5  # calls, attempts, half an hour each
     return gpu["unit"] == "usd_per_hour" and abs(usd - hours * gpu["price"]) <= 0.01
+
+
+SLOWEST = (
+    "select carrier,round(avg(julianday(delivered_date)-julianday(shipped_date)),1) "
+    "from shipments where is_test=0 and not delivered_date is null and "
+    "segment='office' and shipped_date between '2025-02-01' and '2026-01-31' "
+    "group by 1 order by 2 desc limit 1"
+)
+
+
+@_test_of("07.2")
+def _gamed(answer: tuple[Callable, str]) -> bool:
+    rule, found = answer
+    first = (DATA / "practice.jsonl").read_text(encoding="utf-8").partition("\n")[0]
+    case, right = json.loads(first), _query(SLOWEST)
+
+    def pay(sql: str) -> float:
+        same = [a == b for a, b in zip(_query(sql), right, strict=True)]
+        grade = SimpleNamespace(correct=all(same), correct_on_live=same[0], error=None)
+        return rule(case, sql or None, grade)
+
+    wrong = [
+        SLOWEST.replace("segment='office' and ", ""),
+        SLOWEST.removesuffix(" limit 1"),
+        "select 'ups',5.1 from shipments limit 1",
+        "select 1 from shipments limit 1",
+        "select * from shipments",
+        "",
+    ]
+    capitals = SLOWEST.upper().replace("'OFFICE'", "'office'")
+    least = min(pay(SLOWEST), pay(capitals))
+    fooled = _query(found) != right and pay(found) >= pay(SLOWEST)
+    return fooled and max(map(pay, wrong)) < least
 
 
 @_test_of("07.3")
