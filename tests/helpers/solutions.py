@@ -88,18 +88,11 @@ SOLUTIONS = {
         ALL_TIME,
     ),
     "07.3": lambda right, characters: right * (0.5 + 50 / (100 + characters)),
-    "08.1": 70,
-    "08.2": lambda jobs, sandboxes, batch, call, job: (
-        lambda rounds, alone, rest: (
-            (rounds - 1) * (call + batch * job)
-            + call
-            + (rest if alone else min(batch, jobs)) * job
-        )
-    )(
-        math.ceil(math.ceil(jobs / batch) / sandboxes),
-        math.ceil(jobs / batch) % sandboxes == 1 % sandboxes,
-        jobs - (math.ceil(jobs / batch) - 1) * batch,
-    ),
+    "08.1": 128 / 60,
+    "08.2": lambda rewards: [
+        0 if one is None else one - statistics.mean(r for r in rewards if r in (0, 1))
+        for one in rewards
+    ],
     "08.3": 68,
     "09.1": 110,
     "09.2": 20,
@@ -167,10 +160,10 @@ NEAR_MISSES = {
     "07.1": 2.646,
     "07.2": (lambda case, sql, grade: float(grade.correct), ALL_TIME),
     "07.3": lambda right, characters: right - characters / 1000,
-    "08.1": 33,
-    "08.2": lambda jobs, sandboxes, batch, call, job: (
-        math.ceil(math.ceil(jobs / batch) / sandboxes) * (call + batch * job)
-    ),
+    "08.1": 10,  # places
+    "08.2": lambda rewards: [  # ungraded ones count as wrong
+        (one or 0) - sum(r or 0 for r in rewards) / len(rewards) for one in rewards
+    ],
     "08.3": 69,
     "09.1": 116,
     "09.2": 16,

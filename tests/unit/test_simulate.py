@@ -6,14 +6,22 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.serving.simulate import (
-    Policy,
-    Work,
-    erlang_c,
-    exponential,
-    fixed,
-    simulate,
-)
+from utils.serving.simulate import Policy, Work, asynchronous, fixed, simulate
+
+
+def exponential(mean):
+    """Times without memory, as the closed forms of queues assume them."""
+    return lambda rng, n: rng.exponential(mean, n)
+
+
+def erlang_c(rate, mean, servers):
+    """The queue M/M/c in closed form (Erlang 1917): (share that waits, mean wait)."""
+    load = rate * mean
+    blocked = 1.0  # Erlang B, by its recursion, which no factorial overflows
+    for n in range(1, servers + 1):
+        blocked = load * blocked / (n + load * blocked)
+    waits = blocked / (1 - load / servers * (1 - blocked))
+    return waits, waits * mean / (servers - load)
 
 
 def test_creation_limits_short_jobs_and_containers_limit_long_ones():
@@ -30,6 +38,18 @@ def test_creation_limits_short_jobs_and_containers_limit_long_ones():
     assert long.peak == 100  # never 101, for one is created as another ends
     # Ten rounds of a minute; each place is refilled as it falls free.
     assert long.seconds == pytest.approx(10 * 60 + 99 / 5)
+
+
+def test_those_that_are_starting_can_be_the_limit():
+    work = Work(fixed(4.0), start=fixed(10.0))
+    policy = Policy("slow start", 1_000, True, creates_per_second=5, starting=2)
+    done = simulate(policy, work, 100)
+    # Two start every ten seconds, the second of each pair 0.2 s after the first.
+    assert done.seconds == pytest.approx(49 * 10 + 0.2 + 10 + 4)
+    assert done.peak == 4  # two start, two from the pair before work
+    free = Policy("fast start", 1_000, True, creates_per_second=5, starting=51)
+    # 5 a second x 10 s = 50 are starting: a limit above that binds nothing.
+    assert simulate(free, work, 100).seconds == pytest.approx(99 / 5 + 14)
 
 
 def test_a_pool_is_paid_until_the_last_job_is_done():
@@ -98,3 +118,14 @@ def test_the_same_seed_gives_the_same_run():
     policy, work = Policy("pool", 3, batch=2), Work(exponential(1.0), exponential(2.0))
     one, same, other = (simulate(policy, work, 50, seed=s) for s in (4, 4, 5))
     assert one.finished.tolist() == same.finished.tolist() != other.finished.tolist()
+
+
+def test_an_asynchronous_trainer_waits_less_and_learns_from_older_models():
+    # All end at 10, 20, 30: the first step waits 10 s, learns 4 s, waits 6 s, ...
+    idle, stale = asynchronous(fixed(10.0), size=3, learn=4.0, steps=3)
+    assert idle == 10 + 6 + 6
+    # Those that began at 10 began before the first update, at 14.
+    assert stale == [0] * 3 + [1] * 6
+    # Where learning takes longer than rollouts, the trainer never waits again.
+    idle, stale = asynchronous(fixed(10.0), size=3, learn=25.0, steps=4)
+    assert idle == 10 and stale[::3] == [0, 1, 2, 3]

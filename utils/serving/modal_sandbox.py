@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 HOME = "/root"  # where Modal's images put local files
 APP = "beneath-the-api-sandboxes"
+CORES, GIB = 2.0, 1.0  # of a sandbox; a core is a physical one
 HOURS = 4  # longest life of a sandbox; then another one takes its place
 STARTUP = 60  # seconds that the workers in a sandbox may take to start
 TRIES = 6  # times to ask for a sandbox where Modal refuses so many, each time slower
@@ -172,8 +173,8 @@ class ModalPool:
                     block_network=True,
                     timeout=3600 * HOURS,
                     idle_timeout=600,
-                    cpu=2.0,
-                    memory=1024,
+                    cpu=CORES,
+                    memory=int(1024 * GIB),
                 )
             except (
                 modal.exception.ResourceExhaustedError,

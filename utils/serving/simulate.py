@@ -1,12 +1,14 @@
 """Sandboxes by the thousand, simulated: how long, how many at a time, what it costs.
 
 A discrete-event simulation: each call goes to the sandbox that is free first, which is
-created for it if need be, no sooner than the creation limit allows.
+created for it if need be, no sooner than the limits allow: so many created a second, so
+many at a time, and of these so many that are still starting.
 
     naive = Policy("one a job", sandboxes=100, one_per_job=True, creates_per_second=5)
     simulate(naive, Work(job=fixed(0.001), start=fixed(2.0)), jobs=1_000).seconds
 """
 
+import bisect
 import heapq
 import math
 from collections.abc import Callable, Sequence
@@ -22,11 +24,6 @@ Times = Callable[[np.random.Generator, int], NDArray[np.float64]]
 def fixed(seconds: float) -> Times:
     """Every time is the same."""
     return measured([seconds])
-
-
-def exponential(mean: float) -> Times:
-    """Draw times without memory, as the closed forms of queues assume them."""
-    return lambda rng, n: rng.exponential(mean, n)
 
 
 def measured(samples: ArrayLike) -> Times:
@@ -69,6 +66,7 @@ class Policy:
     batch: int = 1  # jobs in a call
     workers: int = 1  # of a sandbox, which share the jobs of its call
     creates_per_second: float = math.inf
+    starting: float = math.inf  # sandboxes at a time that are created and not yet ready
     usd_per_second: float = 0.0  # of one sandbox, from its creation to its end
 
 
@@ -115,6 +113,7 @@ def simulate(
 
     free = [(0.0, False)] * places  # when a place is free, and whether it has a sandbox
     next_creation = 0.0
+    waking: list[float] = []  # when those that hold a permit to start are ready
     begun, ended = np.zeros(calls), np.zeros(calls)
     births: list[float] = []
     for number in range(calls):
@@ -122,9 +121,12 @@ def simulate(
         now = max(since, ready[number])
         if not alive:
             birth = max(now, next_creation)
+            if len(waking) == policy.starting:  # the first that is ready hands it on
+                birth = max(birth, heapq.heappop(waking))
             next_creation = birth + 1 / policy.creates_per_second
             births.append(birth)
             now = birth + next(starts)
+            heapq.heappush(waking, now)
         begun[number], ended[number] = now, now + lengths[number]
         heapq.heapreplace(free, (ended[number], not policy.one_per_job))
 
@@ -159,17 +161,30 @@ def _peak(births: Sequence[float], deaths: Sequence[float]) -> int:
     return int(np.cumsum([change for _, change in changes]).max())
 
 
-def erlang_c(rate: float, mean: float, servers: int) -> tuple[float, float]:
-    """Solve the queue M/M/c: (share that waits, mean wait in seconds).
+def asynchronous(
+    rollout: Times, size: int, learn: float, steps: int, seed: int = 0
+) -> tuple[float, list[int]]:
+    """Simulate a trainer that learns from the `size` rollouts that end first.
 
-    The closed form for `rate` arrivals a second and a `mean` service time, both without
-    memory (Erlang 1917). Raises ValueError where the queue would grow for ever.
+    `size` rollouts always run, a step takes `learn` seconds. Returns the seconds that
+    the trainer waits in all `steps`, and the staleness of each rollout it took: how
+    many steps the model has moved on since it began.
     """
-    load = rate * mean
-    if load >= servers:
-        raise ValueError(f"{load:g} busy servers are needed, there are {servers}")
-    blocked = 1.0  # Erlang B, by its recursion, which no factorial overflows
-    for n in range(1, servers + 1):
-        blocked = load * blocked / (n + load * blocked)
-    waits = blocked / (1 - load / servers * (1 - blocked))
-    return waits, waits * mean / (servers - load)
+    seconds = iter(rollout(np.random.default_rng(seed), size * (steps + 1)))
+    running = [(next(seconds), 0) for _ in range(size)]  # its end, the model's version
+    heapq.heapify(running)
+    now, idle = 0.0, 0.0
+    updates: list[float] = []  # when each new version was there
+    stale = []
+    for version in range(steps):
+        asked = now
+        for _ in range(size):
+            end, born = running[0]  # the first to end; another one begins at once
+            newest = bisect.bisect_right(updates, end)
+            heapq.heapreplace(running, (end + next(seconds), newest))
+            now = max(now, end)
+            stale.append(version - born)
+        idle += now - asked
+        now += learn
+        updates.append(now)
+    return idle, stale
