@@ -117,6 +117,7 @@ SOLUTIONS = {
         )
     ),
     "11.3": LATE.replace("{days}", "3"),
+    "11.4": 0.262,
     "12.1": 510,
     "12.2": queue_of,
     "12.3": 0.565,
@@ -182,6 +183,7 @@ NEAR_MISSES = {
     "11.1": 7,
     "11.2": lambda lost, rate: [2 * rate if one else 2 - 2 * rate for one in lost],
     "11.3": LATE.replace("{days}", "2"),
+    "11.4": 0.3,  # the sum of the chances
     "12.1": 608,  # two separate samples, each
     "12.2": lambda reply: json.loads(reply.strip("`json\n") or "{}").get("queue", ""),
     "12.3": 22.6 / 120,

@@ -258,24 +258,22 @@ def check_10(found, full, done):
 
 def check_11(found, full, done):
     for one in (found, full):
-        assert one["shadow"]["all"]["n"] > 400
         peeked, rarer, sequential = one["false_alarms"].values()
         assert peeked["low"] > 0.1 and rarer["value"] < peeked["value"]
         assert sequential["low"] < 0.05 and sequential["value"] < 0.08
-        for bad in ("cut at 64 tokens", "system prompt added"):
-            assert one["releases"][bad]["rolled_back"]["low"] > 0.95
-        before, after, _ = one["drift"]
-        assert before >= 19 and after <= 2
-        assert [name for name, when in one["alarms"].items() if when] == ["shipments"]
-        assert not any(one["quiet"].values())
-        mended = one["retrained"]["cases of the rule"]["fifty and old"]
-        assert mended["change"]["low"] > 0.4
-        others = one["retrained"]["all others"]
-        assert others["fifty and old"]["change"]["low"] > -0.1
-        assert others["fifty alone"]["change"]["high"] < 0  # it forgets
-    for name, each in full["releases"].items():
-        assert found["releases"][name]["right"] == near(each["right"], abs=1)
-    assert "Replayed, not run now: 11_shadow" in done.text
+        assert one["change"]["cut at 64 tokens"]["high"] < 0
+        assert one["rolled_back"]["cut at 64 tokens"]["low"] > 0.9
+        none, *_, most = one["power"]["250"]
+        assert none["value"] < 0.08 and most["low"] > 0.8
+        always, _, seldom = one["noticed"].values()
+        assert seldom["high"] < always["value"]
+        assert one["false_alarm"]["low"] < 0.05 and one["status"] in (0, 1)
+        assert one["fixed"]["live model"]["value"] == 0
+        assert one["fixed"]["fifty and old"]["low"] > 0.5
+    for name in ("saved", "caught", "change", "limits", "fixed", "others"):
+        assert found[name] == full[name], name  # the same replies, graded again
+    assert {"11_cut_at_64_tokens-quick", "11_fifty_and_old-quick"} == done.pieces
+    assert "Replayed, not run now: 11_fifty_and_old" in done.text
 
 
 def check_12(found, full, done):

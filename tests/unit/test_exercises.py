@@ -131,6 +131,7 @@ def answers_by_arithmetic():
     yield "09.1", 16e9 / 145e6
     yield "09.2", 4 * 5
     yield "11.1", stats.sequential_test([True] * 50, alpha=0.01).stopped_at
+    yield "11.4", round(1 - 0.975**12, 3)
     yield "12.1", stats.cases_needed(8, 0.5, paired_discordance=0.4)
     yield "12.3", (1000 * 92 / 4000 - 0.40) / (1000 * 0.04)
 

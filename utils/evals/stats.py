@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import NormalIndPower
@@ -101,22 +102,30 @@ def sequential_test(
     cases that one of the two alone has right, bad where that is the old one: if the
     new one is no worse, the chance is 1/2 at most.
 
-    The e-value is the likelihood of the events under a higher rate over that under
-    `limit`, averaged over all rates from `limit` to 1 (Robbins 1970; Ramdas et al.
-    2023, arXiv 2210.01948).
+    The e-values are those of `e_values`.
+    """
+    found = e_values(bad, limit)
+    reached = np.flatnonzero(found >= 1 / alpha)
+    return EProcess(found.tolist(), int(reached[0]) + 1 if len(reached) else None)
+
+
+def e_values(bad: ArrayLike, limit: float = 0.5) -> NDArray[np.float64]:
+    """Return the evidence that events are bad more often than `limit`, after each.
+
+    `bad` has a stream of events in its last axis; so has the result. The e-value is the
+    likelihood of the events under a higher rate over that under `limit`, averaged over
+    all rates from `limit` to 1 (Robbins 1970; Ramdas et al. 2023, arXiv 2210.01948).
     """
     flags = np.asarray(bad, dtype=bool)
-    hits = flags.cumsum()
-    misses = np.arange(1, len(flags) + 1) - hits
+    hits = flags.cumsum(axis=-1)
+    misses = np.arange(1, flags.shape[-1] + 1) - hits
     # Where the tail is too small for a float, the e-value is 0: late, never early.
     with np.errstate(divide="ignore"):
         tail = np.log(special.betaincc(hits + 1, misses + 1, limit))
     average = special.betaln(hits + 1, misses + 1) + tail - math.log1p(-limit)
     at_limit = hits * math.log(limit) + misses * math.log1p(-limit)
     # The largest float is e**709.
-    e_values = np.exp(np.minimum(average - at_limit, 700))
-    reached = np.flatnonzero(e_values >= 1 / alpha)
-    return EProcess(e_values.tolist(), int(reached[0]) + 1 if len(reached) else None)
+    return np.exp(np.minimum(average - at_limit, 700))
 
 
 def bootstrap_ratio(
