@@ -76,7 +76,7 @@ def smallest_noticed(
     if limit >= BLIND or not noticed(1):
         return np.nan
     low, high = limit, 1.0
-    while high - low > 0.005:
+    while high - low > 0.01:
         middle = (low + high) / 2
         low, high = (low, middle) if noticed(middle) else (middle, high)
     return high
