@@ -129,7 +129,8 @@ def answers_by_arithmetic():
     yield "08.1", round(10_000 / min(5, 100 / 42) / 60)
     yield "08.3", max(n for n in range(1, 999) if 0.99**n >= 0.5)
     yield "09.1", 16e9 / 145e6
-    yield "09.2", 4 * 5
+    yield "09.2", (4 + 16) / 2.5
+    yield "09.4", min(n for n in range(1, 999) if 0.95**n <= 0.025)
     yield "11.1", stats.sequential_test([True] * 50, alpha=0.01).stopped_at
     yield "12.1", stats.cases_needed(8, 0.5, paired_discordance=0.4)
     yield "12.3", (1000 * 92 / 4000 - 0.40) / (1000 * 0.04)

@@ -16,7 +16,7 @@ from pathlib import Path
 from utils.serving import server
 
 
-def find_model(path: Path, base: str | None, quantization: str) -> Path:
+def find_model(path: Path, base: str, quantization: str) -> Path:
     """Return the GGUF file of a path: that file, or what a folder is exported to."""
     if path.is_file():
         return path
@@ -25,7 +25,6 @@ def find_model(path: Path, base: str | None, quantization: str) -> Path:
     from utils.serving import export  # needs PyTorch, which a GGUF file does not
 
     if (path / "adapter_config.json").exists():
-        base = base or export.weights.LAPTOP
         return export.to_gguf(base, path, quantization)
     return export.to_gguf(str(path), None, quantization)
 
@@ -49,7 +48,7 @@ def main() -> None:
         default = getattr(known, name)
         flag = "--" + name.replace("_", "-")
         add(flag, type=type(default), default=default, help=f"{default}")
-    add("--base", help="of an adapter: the laptop's model, or a folder of its kind")
+    add("--base", default="smollm2-135m", help="of an adapter: a folder like that one")
     add("--quantization", default="Q8_0", help="of what is exported: F16, Q8_0 ...")
     add("--until-eof", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -214,7 +214,7 @@ class Gate:
 
     def _check_key(self, request: web.Request) -> None:
         given = request.headers.get("Authorization", "")
-        given = given.removeprefix("Bearer ").encode()
+        given = given.removeprefix("Bearer ").encode(errors="replace")
         known = [hmac.compare_digest(given, key.encode()) for key in self.settings.keys]
         if self.settings.keys and not any(known):
             raise ApiError(401, "a wrong API key, or none")
@@ -468,8 +468,9 @@ def cores() -> int:
 
 async def run(settings: Settings, host: str, port: int, until_eof: bool) -> None:
     """Serve until SIGTERM or Ctrl-C, or until the input ends; then finish in order."""
+    gate = Gate(settings)
     runner = web.AppRunner(
-        Gate(settings).app(),
+        gate.app(),
         # Cancelled with its client, so that nobody computes what nobody reads.
         handler_cancellation=True,
         access_log=None,
@@ -486,7 +487,9 @@ async def run(settings: Settings, host: str, port: int, until_eof: bool) -> None
     if until_eof:
         loop.add_reader(sys.stdin.fileno(), stop.set)
     port = site._server.sockets[0].getsockname()[1]
-    say(event="serving", url=f"http://{host}:{port}/v1", model=settings.name)
+    pids = [one.process.pid for one in gate.engines]
+    url = f"http://{host}:{port}/v1"
+    say(event="serving", url=url, model=settings.name, engines=pids)
     await stop.wait()
     if until_eof:
         loop.remove_reader(sys.stdin.fileno())
