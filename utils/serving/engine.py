@@ -97,6 +97,7 @@ def main() -> None:
     settings.model.path, settings.model_alias = job["gguf"], {"model"}
     settings.n_parallel = job["slots"]
     settings.n_ctx = job["context"] * job["slots"]
+    settings.n_batch = 128  # tokens of a prompt between two signs of life
     settings.n_predict = job["max_tokens"]
     settings.n_threads_http = job["slots"] + 4
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -44,6 +45,8 @@ BUFFER = 1 << 22  # bytes of an answer that a slow reader may leave unread
 START = 180.0  # seconds that the start may take
 
 Events = AsyncIterator[dict[str, Any]]
+# Kept with a request: what is logged of it, and the headers of its answer.
+RECORD, MARKS = web.RequestKey("record", dict), web.RequestKey("marks", dict)
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Gate:
         self.release = sha256(settings.gguf)[:12]  # which file answered
         self.engines: list[Engine | None] = [None] * settings.engines
         self.inside = 0  # requests that are answered or wait
-        self.seconds = 1.0  # of an answer, lately
+        self.seconds, self.answers = 1.0, 0  # of an answer, lately; and how many
         self.next_place = 0.0  # when the one who is refused next will find room
         self.restarts, self.counts, self.tokens = 0, {}, 0
         self._turn, self._changed = asyncio.Lock(), asyncio.Event()
@@ -139,7 +142,7 @@ class Gate:
             while self.engines[index] is None:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause + 1, 60)
-                with contextlib.suppress(RuntimeError):
+                with contextlib.suppress(RuntimeError, OSError):
                     self.engines[index] = await Engine.start(job)
             self._changed.set()
 
@@ -176,8 +179,8 @@ class Gate:
         known = re.fullmatch(r"[\w.:-]{1,64}", given)
         name = given if known else f"req_{uuid.uuid4().hex}"
         record = {"id": name, "status": 499}  # the status where the client hangs up
-        request["record"] = record
-        request["marks"] = {"X-Request-Id": name, "X-Model-Release": self.release}
+        request[RECORD] = record
+        request[MARKS] = {"X-Request-Id": name, "X-Model-Release": self.release}
         try:
             response = await self._answered(request, handler)
             record["status"] = response.status
@@ -185,7 +188,7 @@ class Gate:
             if request.path not in ("/health", "/metrics"):
                 self._log(record, time.monotonic() - started)
         if not response.prepared:
-            response.headers.update(request["marks"])
+            response.headers.update(request[MARKS])
         return response
 
     async def _answered(self, request: web.Request, handler: Any) -> web.StreamResponse:
@@ -229,6 +232,8 @@ class Gate:
             raise ApiError(
                 408, f"the request took longer than {UPLOAD:.0f} s"
             ) from None
+        except web.RequestPayloadError:
+            raise ApiError(400, "the body cannot be read") from None
         except ValueError as error:
             message, param = (*error.args, None)[:2]
             raise ApiError(400, message, param) from None
@@ -286,13 +291,13 @@ class Gate:
         answer["choices"], usage = choices, answer["usage"]
         usage["completion_tokens"] = replies
         usage["total_tokens"] = usage["prompt_tokens"] + replies
-        return web.json_response(answer, headers=request["marks"])
+        return web.json_response(answer, headers=request[MARKS])
 
     async def _stream(
         self, request: web.Request, asked: requests.ChatRequest
     ) -> web.StreamResponse:
         """Answer event by event, at the engine's pace, also where nobody reads."""
-        response = web.StreamResponse(headers=request["marks"])
+        response = web.StreamResponse(headers=request[MARKS])
         response.content_type = "text/event-stream"
         response.headers["Cache-Control"] = "no-cache"
         payload = asked.payload(self.settings.max_tokens)
@@ -308,7 +313,7 @@ class Gate:
         except ApiError as error:
             if not response.prepared:
                 raise
-            request["record"]["broken"] = True
+            request[RECORD]["broken"] = True
             await response.write(_sse(error.body))
         return response
 
@@ -318,7 +323,7 @@ class Gate:
         An engine that is lost before anything came is replaced by another one, once: a
         request that ends two engines may be the reason.
         """
-        record = request["record"]
+        record = request[RECORD]
         for attempt in (1, 2):
             begun = False
             async with self._place() as engine:
@@ -336,7 +341,9 @@ class Gate:
                                 record["prompt_tokens"] = usage["prompt_tokens"]
                             yield event
                     taken = time.monotonic() - started
-                    self.seconds += 0.1 * (taken - self.seconds)
+                    self.answers += 1
+                    share = max(0.1, 1 / self.answers)  # of this one in the mean
+                    self.seconds += share * (taken - self.seconds)
                     return
                 except TimeoutError:
                     why = f"the answer took longer than {ANSWER:.0f} s"
@@ -468,6 +475,10 @@ def cores() -> int:
 
 async def run(settings: Settings, host: str, port: int, until_eof: bool) -> None:
     """Serve until SIGTERM or Ctrl-C, or until the input ends; then finish in order."""
+    # Each connection is an open file; 1,024 of them, as is usual, are soon taken.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # a system with limits of its own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     gate = Gate(settings)
     runner = web.AppRunner(
         gate.app(),
