@@ -95,10 +95,11 @@ SOLUTIONS = {
     ],
     "08.3": 68,
     "09.1": 110,
-    "09.2": 20,
-    "09.3": lambda seconds, share: sorted(seconds)[
-        max(0, math.ceil(share / 100 * len(seconds)) - 1)
-    ],
+    "09.2": 8,
+    "09.3": lambda refused, places, seconds: math.ceil(
+        (refused + 1) * seconds / places
+    ),
+    "09.4": 72,
     "10.1": 0.89,
     "10.2": lambda signal, small, large, threshold: (
         sum(
@@ -167,10 +168,9 @@ NEAR_MISSES = {
     ],
     "08.3": 69,
     "09.1": 116,
-    "09.2": 16,
-    "09.3": lambda seconds, share: sorted(seconds)[
-        min(len(seconds) - 1, int(share / 100 * len(seconds)))
-    ],
+    "09.2": 6.4,
+    "09.3": lambda refused, places, seconds: math.ceil(refused * seconds / places),
+    "09.4": 59,
     "10.1": 0.76,
     "10.2": lambda signal, small, large, threshold: (
         sum(

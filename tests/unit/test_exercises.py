@@ -129,7 +129,8 @@ def answers_by_arithmetic():
     yield "08.1", min(20, 1_000 / (60 + 40), 128 / 60)
     yield "08.3", max(n for n in range(1, 999) if 0.99**n >= 0.5)
     yield "09.1", 16e9 / 145e6
-    yield "09.2", 4 * 5
+    yield "09.2", (4 + 16) / 2.5
+    yield "09.4", min(n for n in range(1, 999) if 0.95**n <= 0.025)
     yield "11.1", stats.sequential_test([True] * 50, alpha=0.01).stopped_at
     yield "11.4", round(1 - 0.975**12, 3)
     yield "12.1", stats.cases_needed(8, 0.5, paired_discordance=0.4)

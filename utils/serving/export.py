@@ -9,8 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.training import weights
-
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,7 +26,7 @@ TEMPLATE = (
 
 
 def to_gguf(
-    name: str = weights.LAPTOP,
+    name: str = "smollm2-135m",
     adapter: str | Path | None = None,
     quantization: str = "Q8_0",
 ) -> Path:
@@ -44,6 +42,8 @@ def to_gguf(
         ValueError: an unknown quantization, or a model that this does not know.
 
     """
+    from utils.training import weights  # PyTorch: who needs TEMPLATE may lack it
+
     if quantization not in QUANTIZATIONS:
         known = ", ".join(QUANTIZATIONS)
         raise ValueError(f"no quantization {quantization!r}; there are {known}")
