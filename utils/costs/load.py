@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from utils.costs.prices import MONTH
 
+MANY = 500  # servers; at one load more wait still less, which is left out
+
 
 @dataclass(frozen=True)
 class Promise:
@@ -54,6 +56,7 @@ def times_like(mean: float, spread: float, n: int = 200) -> NDArray[np.float64]:
 
 def erlang_c(load: float, servers: int) -> float:
     """Share of the calls that wait, where `load` (0 to below 1) of M/M/c is busy."""
+    servers = min(servers, MANY)
     busy = load * servers
     blocked = 1.0  # Erlang B, by its recursion, which no factorial overflows
     for n in range(1, servers + 1):
@@ -130,15 +133,14 @@ def at_promise(
     return _capacity(seconds, machines, load, usd_per_hour, peak, slots)
 
 
-def at_volume(
+def machines_for(
     seconds: ArrayLike,
     per_month: float,
     promise: Promise,
-    usd_per_hour: float,
     peak: float = 1.0,
     slots: int = 1,
-) -> Capacity:
-    """Find the fewest machines that answer `per_month` calls in time.
+) -> int:
+    """Find the fewest machines that answer `per_month` calls in time at the peak.
 
     Raises ValueError where no number of machines keeps the promise.
     """
@@ -162,7 +164,25 @@ def at_volume(
     while most - least > 1:
         middle = (least + most) // 2
         least, most = (least, middle) if enough(middle) else (middle, most)
-    return _capacity(times, most, busy / (most * slots), usd_per_hour, peak, slots)
+    return most
+
+
+def at_volume(
+    seconds: ArrayLike,
+    per_month: float,
+    promise: Promise,
+    usd_per_hour: float,
+    peak: float = 1.0,
+    slots: int = 1,
+) -> Capacity:
+    """Give what the fewest machines that answer `per_month` calls in time do and cost.
+
+    Raises ValueError where no number of machines keeps the promise.
+    """
+    machines = machines_for(seconds, per_month, promise, peak, slots)
+    busy = per_month * peak / MONTH * float(np.mean(seconds))
+    load = busy / (machines * slots)
+    return _capacity(seconds, machines, load, usd_per_hour, peak, slots)
 
 
 def _capacity(
