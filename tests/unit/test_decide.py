@@ -56,7 +56,7 @@ def test_sonnet_with_an_eval_of_half_a_point_too_much():
     found = decide(inputs(**SONNET, **gap, cheaper_fails=True))
     assert found.verdict.startswith("not yet: measure cost")
     # The interval is 1.5 points to each side of -1 and may be one: (1.5 / 1) ** 2.
-    assert "about 2.3 times the cases" in memo.write(found)
+    assert "2.3 times the cases of your eval" in memo.write(found)
 
 
 def test_late_answers_are_a_go_whose_price_is_told():
@@ -204,6 +204,8 @@ def test_a_need_and_little_data():
     better = {"need": 0.97, "gap_low": 0.02, "gap_high": 0.06}
     assert decide(inputs(**better)).verdict == "go: quality"
     assert decide(inputs(**better, reviewed=0)).verdict.startswith("not yet: collect")
+    few = decide(inputs(reviewed=0))  # no reason to leave: nothing to collect for
+    assert few.verdict == "no-go: stay on the API"
     assert decide(inputs(need=0.97)).verdict == "not yet: measure quality"
     assert decide(inputs(need=0.9)).verdict == "no-go: stay on the API"
 

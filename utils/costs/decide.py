@@ -207,7 +207,9 @@ def decide(x: Inputs) -> Decision:
     }
     few = x.reviewed is not None and x.reviewed < MIN_REVIEWED
     few = few or (x.cases is not None and x.cases < MIN_CASES)
-    verdict = rule(signals, not few, switch)
+    # Who has no reason to leave need not collect data first.
+    enough = not few or not any(signal is not False for signal in signals.values())
+    verdict = rule(signals, enough, switch)
     if x.data_stays:
         verdict = "go: your data may not leave" if in_time else "not yet: measure speed"
     elif x.retires and not verdict.startswith("go"):
@@ -540,8 +542,7 @@ def read(words: list[str]) -> Inputs:
         if isinstance(one.default, bool):
             parser.add_argument(flag, action="store_true", help=words_of)
         else:
-            kind = str if one.name in ("model", "gpu") else float
-            parser.add_argument(flag, type=kind, help=words_of)
+            parser.add_argument(flag, type=one.type, help=words_of)
     if any(word.startswith("--util") for word in words):
         parser.error("utilisation follows from volume, speed and promise: leave it out")
     given = {k: v for k, v in vars(parser.parse_args(words)).items() if v is not None}

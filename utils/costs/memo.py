@@ -51,7 +51,11 @@ def _sentence(d: "Decision") -> str:
     range_ = f"{usd(centre)} ({low:,.0f} to {high:,.0f}) a year"
     best = f"{x.model} at its best costs {usd(d.rival_year)}"
     if d.verdict == "go: your data may not leave":
-        return f"GO: your data may not leave, so no API is a choice. It costs {range_}."
+        each = usd(centre / 12 / x.volume)
+        return (
+            f"GO: your data may not leave, so no API is a choice. It costs {range_}, "
+            f"{each} an answer. Whether an answer is worth that is yours to say."
+        )
     if d.verdict == "not yet: measure speed":
         return (
             "NOT YET: your data may not leave, and by our guess no GPU is fast enough."
@@ -74,11 +78,11 @@ def _sentence(d: "Decision") -> str:
             "on and 200 cases to measure with."
         )
     if d.verdict.startswith("go"):
-        why = d.verdict.removeprefix("go: ").replace("cost", "it costs less")
-        why = why.replace("latency", "it is in time").replace("quality", "it is better")
+        says = {"cost": "costs less", "latency": "is in time", "quality": "is better"}
+        why = " and ".join(words for key, words in says.items() if d.signals[key])
         more = usd(d.own_year[1] - d.rival_year)
         price = f", {more} more" if d.own_year[1] > d.rival_year else ""
-        return f"GO: {why}. A model of your own costs {range_}{price}; {best}."
+        return f"GO: a model of your own {why}. It costs {range_}{price}; {best}."
     if d.verdict.startswith("not yet"):
         return f"NOT YET: {_open(d)}. A model of your own costs {range_}, and {best}."
     if x.gap_high is not None and x.gap_high < -x.margin:
@@ -94,17 +98,18 @@ def _sentence(d: "Decision") -> str:
 
 def _open(d: "Decision") -> str:
     """Say what is not known yet, and would decide."""
-    x = d.inputs
-    if x.gap_low is None:
-        text = "worth a pilot, for nobody knows whether your model is right as often"
-    else:
-        text = (
-            f"your eval leaves {100 * x.gap_low:+.1f} to {100 * x.gap_high:+.1f} points"
-        )
-        text += " open"
+    x, parts = d.inputs, []
     if d.own_year[2] >= d.rival_year > d.own_year[0]:
-        text += ", and our guesses leave open whether it costs less"
-    return text
+        parts.append(
+            "put your numbers in place of our guesses: by them it may cost less"
+        )
+    late_or_short = d.signals["latency"] is None or d.signals["quality"] is None
+    if x.gap_low is None and (late_or_short or d.own_year[1] < d.rival_year):
+        parts.append("worth a pilot, for nobody knows whether yours is right as often")
+    elif x.gap_low is not None and (x.gap_low <= -x.margin or late_or_short):
+        low, high = 100 * x.gap_low, 100 * x.gap_high
+        parts.append(f"your eval leaves {low:+.1f} to {high:+.1f} points open")
+    return "; ".join(parts)
 
 
 def _money(d: "Decision") -> str:
@@ -124,7 +129,7 @@ def _money(d: "Decision") -> str:
 
 def _speed(d: "Decision") -> str:
     x = d.inputs
-    kept = [f"{m.name} {m.allowed:.0%}" for m in d.machines if m.allowed]
+    kept = [f"{m.name} {_floor(m.allowed)}" for m in d.machines if m.allowed]
     slow = [f"{m.name} {m.alone:.1f} s" for m in d.machines if not m.allowed]
     how = (
         "measured" if x.answers_per_second else f"our guess, {x.billions:g}B parameters"
@@ -182,7 +187,7 @@ def _backwards(d: "Decision") -> str:
         must = "never pays" if math.isinf(m.needed) else _round(m.needed)
         row = [m.name, must, _round(m.answers_per_second)]
         late = ["too slow", "-", "-"]
-        good = [f"{m.allowed:.0%}", f"{m.count:,}", f"{m.usd_a_month:,.0f}"]
+        good = [_floor(m.allowed), f"{m.count:,}", f"{m.usd_a_month:,.0f}"]
         rows.append(row + (good if m.allowed else late))
     measured = "measured" if x.answers_per_second else "gives, by our guess"
     head = ["GPU", "pays from, answers/s", measured]
@@ -230,10 +235,8 @@ def _turns(d: "Decision") -> list[str]:
         return ["A contract lets the data leave: ask again without --data-stays."]
     lines = []
     if own >= rival and math.isfinite(d.from_volume):
-        times = d.from_volume / x.volume
-        lines.append(
-            f"Cost: {times:.2g} times the volume, {_round(d.from_volume)} a month."
-        )
+        times, volume = _round(d.from_volume / x.volume), _round(d.from_volume)
+        lines.append(f"Cost: {times} times the volume, {volume} answers a month.")
     if own >= rival and math.isfinite(own):
         lines.append(f"Cost: token prices are {_round(own / rival)} times as high.")
     if own < rival:
@@ -262,14 +265,16 @@ def _next(d: "Decision") -> list[str]:
         lines.append(f"Is a model of your own, in a pilot? {cases} (margin {margin}).")
     elif x.gap_low <= -x.margin <= x.gap_high:
         middle, half = (x.gap_low + x.gap_high) / 2, (x.gap_high - x.gap_low) / 2
-        times = (half / (middle + x.margin)) ** 2 if middle != -x.margin else math.inf
-        times = _round(math.ceil(10 * times) / 10)  # never too few
-        lines.append(f"Accuracy: about {times} times the cases of your eval decide it.")
+        if middle > -x.margin:
+            times = math.ceil(10 * (half / (middle + x.margin)) ** 2) / 10
+            lines.append(f"Accuracy: {_round(times)} times the cases of your eval.")
+        else:
+            lines.append("Accuracy: train it better first; more cases do not help.")
     if x.answers_per_second is None and not math.isinf(d.from_volume):
         lines.append(
             "Answers a second of your model on one GPU: an hour (notebook 09)."
         )
-    if x.misses is None:
+    if x.misses is None and not x.data_stays:
         lines.append(
             "The share of your calls that miss the cache, from your logs' times."
         )
@@ -314,6 +319,10 @@ def _round(number: float) -> str:
         if number >= size:
             return f"{number / size:g}{name}"
     return f"{number:,g}"
+
+
+def _floor(share: float) -> str:
+    return f"{math.floor(100 * share)}%"  # never 100
 
 
 def _bullets(lines: list[str]) -> str:
