@@ -102,8 +102,8 @@ class Inputs:
 
 
 # Memory in GB/s, 16-bit arithmetic in TFLOP/s without sparsity, memory in GB: NVIDIA's
-# data sheets. How much of them a server gets out is our guess, and no measurement: it
-# is 11 to 13 % below one public benchmark (vLLM, a 7B model, mushfiqrahman.dev/?p=1668).
+# data sheets. How much of them a server gets out is our guess, not measured: it is
+# 11 to 13 % below one public benchmark (vLLM, a 7B model, mushfiqrahman.dev/?p=1668).
 GPUS = {"L4": (300, 121, 24), "L40S": (864, 362, 48), "H100": (3350, 989, 80)}
 BANDWIDTH, ARITHMETIC, FASTER = 0.75, 0.5, 2  # in truth half to twice as fast
 CACHE_GB = 0.036e-3  # of attention's cache, a token and billion of parameters

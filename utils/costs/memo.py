@@ -261,8 +261,11 @@ def _next(d: "Decision") -> list[str]:
     margin = f"{100 * x.margin:g} points"
     if d.cheaper:
         lines.append(f"Is {d.cheaper.name} within {margin} of {x.model}? {cases}.")
-    if x.gap_low is None:
-        lines.append(f"Is a model of your own, in a pilot? {cases} (margin {margin}).")
+    pays = d.own_year[0] < d.rival_year or x.data_stays
+    if not pays and not any(one is not False for one in d.signals.values()):
+        lines.append("Nothing on cost: no number in our ranges makes it pay.")
+    elif x.gap_low is None:
+        lines.append(f"Is a pilot of yours within {margin} of {x.model}? {cases}.")
     elif x.gap_low <= -x.margin <= x.gap_high:
         middle, half = (x.gap_low + x.gap_high) / 2, (x.gap_high - x.gap_low) / 2
         if middle > -x.margin:
@@ -270,7 +273,7 @@ def _next(d: "Decision") -> list[str]:
             lines.append(f"Accuracy: {_round(times)} times the cases of your eval.")
         else:
             lines.append("Accuracy: train it better first; more cases do not help.")
-    if x.answers_per_second is None and not math.isinf(d.from_volume):
+    if x.answers_per_second is None and pays:
         lines.append(
             "Answers a second of your model on one GPU: an hour (notebook 09)."
         )
