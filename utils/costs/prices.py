@@ -55,6 +55,12 @@ class TokenPrice(Price):
     cache: Cache | None = None  # None: not known
 
 
+class HostedPrice(TokenPrice):
+    """An open model of `billions` of parameters that somebody serves, tuned or not."""
+
+    billions: float = Field(gt=0)
+
+
 class ComputePrice(Price):
     """Price of one kind of compute, in `unit` (for a GPU: usd_per_hour)."""
 
@@ -63,9 +69,10 @@ class ComputePrice(Price):
 
 
 class Prices(BaseModel, frozen=True, strict=True):
-    """All prices of one file: `models` by model name, `compute` by kind."""
+    """All prices of one file: vendors' models, open ones that are hosted, machines."""
 
     models: dict[str, TokenPrice]
+    hosted: dict[str, HostedPrice] = {}
     compute: dict[str, ComputePrice]
 
     def model(self, name: str) -> TokenPrice:
@@ -81,7 +88,7 @@ class Prices(BaseModel, frozen=True, strict=True):
         """One line for each price more than `days` old on `today`."""
         today = today or dt.date.today()
         lines = []
-        for name, price in (self.models | self.compute).items():
+        for name, price in (self.models | self.hosted | self.compute).items():
             age = (today - price.date).days
             if age > days:
                 lines.append(f"{name}: {price.date}, {age} days old")

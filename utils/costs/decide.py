@@ -1,0 +1,580 @@
+"""Go, no-go or not yet: from the numbers that a manager has to a memo of one page.
+
+    python -m utils.costs.decide --volume 3000000 --tokens-in 1800 --tokens-out 250 \
+        --model claude-haiku-5.5 --accuracy 0.93 --promise 2 --peak 3 --wage 60
+
+`decide` is pure: `Inputs` in, `Decision` out; `utils.costs.memo` writes it. What a
+manager does not know has a default that is marked as a guess, with a range. All guesses
+stand here: in `Inputs`, and in the table of GPUs below it.
+"""
+
+import argparse
+import functools
+import math
+import sys
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, NoReturn
+
+from utils.costs import load, memo
+from utils.costs.prices import (
+    MONTH,
+    PRICE_FILE,
+    Prices,
+    TokenPrice,
+    cached_call_cost,
+    call_cost,
+    load_prices,
+)
+
+HOURS = {"weeks": 40, "days": 8}  # of work
+MIN_REVIEWED, MIN_CASES = 500, 200  # enough to train on, enough to measure with
+
+
+class Guess(float):
+    """A number of ours with a range; a reader's own is a plain one, without."""
+
+    ends: tuple[float, float]
+
+
+def known(words: str) -> Any:
+    """Declare a number that the reader knows: it has no default."""
+    return field(metadata={"help": words})
+
+
+def guess(value: float, low: float, high: float, words: str) -> Any:
+    """Declare a guess with its range, which a reader's own number replaces."""
+    one = Guess(value)
+    one.ends = (low, high)
+    return field(default=one, metadata={"help": words})
+
+
+def option(value: Any, words: str) -> Any:
+    """Declare what changes the verdict where it is known."""
+    return field(default=value, metadata={"help": words})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What the decision rests on; shares are 0 to 1, prices USD per million tokens."""
+
+    volume: float = known("answers a month")
+    tokens_in: float = known("input tokens of a call")
+    tokens_out: float = known("output tokens of a call, thinking included")
+    price_in: float = known("USD per million input tokens")
+    price_out: float = known("USD per million output tokens")
+    model: str = option("today's API", "its name in data/prices.json: gives the prices")
+    accuracy: float = guess(0.9, 0.8, 0.99, "share of its answers that are right today")
+    promise: float = guess(2, 1, 5, "seconds in which half of the answers come")
+    peak: float = guess(3, 1, 10, "busiest hour over the mean; Tidewater 2.2")
+    wage: float = guess(60, 40, 120, "USD an hour of an engineer, all in")
+
+    margin: float = guess(0.02, 0.01, 0.05, "share less right that is still equal")
+    build_weeks: float = guess(12, 4, 26, "engineer weeks until it answers users")
+    review_days: float = guess(1, 0.5, 3, "days a month to review answers; as in 00")
+    retrain_days: float = guess(1, 0.5, 2, "days a month to retrain and test; as in 00")
+    oncall_days: float = guess(2, 1, 4, "days a month to operate, on call; as in 00")
+    months: float = guess(12, 6, 24, "months in which the building is earned back")
+    same_prefix: float = guess(0.8, 0, 0.95, "share of the input that is in each call")
+    misses: float = option(None, "share of calls too late for the cache; else computed")
+    batch_share: float = guess(0, 0, 1, "share of the calls that may wait a day")
+    thinking: float = guess(0, 0, 300, "thinking tokens an answer, not yet counted")
+    billions: float = guess(4, 1, 8, "parameters of your model, in billions, at 8 bits")
+    spread: float = guess(0.4, 0.2, 1, "deviation of seconds over their mean; as in 09")
+    p95: float = option(None, "seconds within which 95 of 100 come; else twice promise")
+    differ: float = option(None, "share of cases where one is right; else 1 - accuracy")
+
+    gpu: str = option(None, "the GPU on which you measured")
+    answers_per_second: float = option(None, "measured on one such GPU, kept busy")
+    at_once: int = option(16, "answers that ran on it at a time")
+    gap_low: float = option(None, "your model's accuracy less today's, paired: low end")
+    gap_high: float = option(None, "the same: high end")
+    api_seconds: float = option(None, "median seconds of today's answers")
+    need: float = option(None, "accuracy that you need and prompts do not reach")
+    cheaper_fails: bool = option(False, "cheaper models were tried: too often wrong")
+    reviewed: int = option(None, "reviewed answers that you have")
+    cases: int = option(None, "eval cases that you have")
+    data_stays: bool = option(False, "the data may not leave your machines")
+    retires: bool = option(False, "the vendor ends the model within the year")
+    tasks: int = option(1, "tasks that need a model each")
+
+    def __post_init__(self) -> None:
+        _refuse_nonsense(self)
+
+
+# Memory in GB/s, 16-bit arithmetic in TFLOP/s without sparsity, memory in GB: NVIDIA's
+# data sheets. How much of them a server gets out is our guess, not measured: it is
+# 11 to 13 % below one public benchmark (vLLM, a 7B model, mushfiqrahman.dev/?p=1668).
+GPUS = {"L4": (300, 121, 24), "L40S": (864, 362, 48), "H100": (3350, 989, 80)}
+BANDWIDTH, ARITHMETIC, FASTER = 0.75, 0.5, 2  # in truth half to twice as fast
+CACHE_GB = 0.036e-3  # of attention's cache, a token and billion of parameters
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to answer, and what it costs."""
+
+    name: str
+    usd_a_month: float
+    words: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A GPU with your model, at the load that the promise allows."""
+
+    name: str
+    answers_per_second: float  # kept busy
+    allowed: float  # load at the peak, 0 to 1; 0: an answer alone is too slow
+    alone: float  # seconds of an answer on an otherwise idle machine
+    needed: float  # answers a second, kept busy, at which it pays; infinite: never
+    count: int  # machines at your volume, all tasks together
+    usd_a_month: float  # infinite where the promise is not kept
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The verdict and all that the memo says."""
+
+    inputs: Inputs
+    verdict: str  # 'go: …', 'no-go: …', 'not yet: …' or 'switch tiers, …'
+    signals: dict[str, bool | None]
+    plain_year: float  # the bill as it is
+    rival_year: float  # the same model at its best
+    rivals: list[Way]
+    cheaper: Way | None  # a model that costs less, accuracy unknown
+    machines: list[Machine]
+    own_way: str
+    own_year: tuple[float, float, float]  # all in: low, centre, high
+    people_year: tuple[float, float, float]
+    most_per_answer: float  # USD left for serving one; below 0: people cost too much
+    from_volume: float  # answers a month from which the centre saves; infinite: none
+    cases_needed: int
+    stale: list[str]
+
+    @property
+    def weeks(self) -> float:
+        """Engineer weeks that the year's bill buys."""
+        return self.plain_year / HOURS["weeks"] / self.inputs.wage
+
+
+def rule(
+    signals: dict[str, bool | None], enough_data: bool, cheaper_tier: bool = False
+) -> str:
+    """Return the verdict; a signal is True, False, or None for not measured.
+
+    One True is enough to go. `cheaper_tier`: a cheaper model of a vendor would turn the
+    cost signal off; if that is the only signal, try the cheaper one first.
+    """
+    on = [name for name, value in signals.items() if value]
+    unknown = [name for name, value in signals.items() if value is None]
+    if on == ["cost"] and cheaper_tier:
+        return "switch tiers, measure, then decide"
+    if not enough_data:
+        return "not yet: collect and review first"
+    if on:
+        return "go: " + ", ".join(on)
+    if unknown:
+        return "not yet: measure " + ", ".join(unknown)
+    return "no-go: stay on the API"
+
+
+def decide(x: Inputs) -> Decision:
+    """Apply the rule to one product's numbers."""
+    prices = _prices()
+    plain, rival = _bills(x, x.volume)
+    own = tuple(_own_year(x, x.volume, corner)[0] for corner in (0, 1, 2))
+    people = tuple(_people_year(x, corner) for corner in (0, 1, 2))
+    most = (rival - people[1]) / 12 / x.volume
+    machines = [_machine(x, name, most) for name in _gpu_names(x)]
+    rivals = _rivals(x, plain)
+    others = [way for way in rivals if way.name in prices.models]
+    if x.cheaper_fails:
+        others = []
+    cheaper = min(others, key=lambda way: way.usd_a_month, default=None)
+
+    equal, better = _above(x, -x.margin), _above(x, 0)
+    money = _cheaper_than(own, rival)
+    switch = cheaper is not None and money is not False
+    switch = switch and _cheaper_than(own, 12 * cheaper.usd_a_month) is not True
+    in_time = any(machine.allowed for machine in machines)
+    late = _late(x)
+    short = x.need is not None and x.accuracy < x.need
+    signals = {
+        # Where a cheaper model may do, the question of equal quality comes after it.
+        "cost": True if switch and equal is not False else _every(money, equal),
+        "latency": _every(late, in_time, equal),
+        "quality": _every(short, better),
+    }
+    few = x.reviewed is not None and x.reviewed < MIN_REVIEWED
+    few = few or (x.cases is not None and x.cases < MIN_CASES)
+    # Who has no reason to leave need not collect data first.
+    enough = not few or not any(signal is not False for signal in signals.values())
+    verdict = rule(signals, enough, switch)
+    if x.data_stays:
+        verdict = "go: your data may not leave" if in_time else "not yet: measure speed"
+    elif x.retires and not verdict.startswith("go"):
+        verdict = "not yet: measure the model's successor"
+    differ = 1 - x.accuracy if x.differ is None else x.differ
+    # Paired: the interval of the difference (95 %) stays above -margin 4 times in 5.
+    cases = math.ceil((1.96 + 0.84) ** 2 * max(differ, x.margin) / x.margin**2)
+    return Decision(
+        inputs=x,
+        verdict=verdict,
+        signals=signals,
+        plain_year=plain,
+        rival_year=rival,
+        rivals=rivals,
+        cheaper=cheaper,
+        machines=machines,
+        own_way=_own_year(x, x.volume, 1)[1],
+        own_year=own,
+        people_year=people,
+        most_per_answer=most,
+        from_volume=_from_volume(x),
+        cases_needed=cases,
+        stale=prices.stale(),
+    )
+
+
+# --- what the API costs ---------------------------------------------------------------
+
+
+@functools.cache
+def _prices() -> Prices:
+    return load_prices()
+
+
+@functools.cache
+def _price(x: Inputs) -> TokenPrice:
+    """Return the prices of today's model; a vendor's cache is guessed if unknown."""
+    known_models = _prices().models
+    if x.model in known_models:
+        found = known_models[x.model]
+        if (found.input, found.output) == (x.price_in, x.price_out):
+            return found
+    like = known_models["claude-haiku-5.5"]  # its terms: a guess for other vendors
+    times = x.price_in / like.input
+    writes = [
+        one.model_copy(update={"usd": one.usd * times}) for one in like.cache.writes
+    ]
+    prices = {"input": x.price_in, "cached_input": 0.1 * x.price_in}
+    prices |= {
+        "output": x.price_out,
+        "cache": like.cache.model_copy(update={"writes": writes}),
+    }
+    return like.model_copy(update=prices)
+
+
+def _call(x: Inputs, price: TokenPrice, volume: float) -> tuple[float, float, str]:
+    """USD of a call: plain, with the best cache, and how that is reached."""
+    out = x.tokens_out + x.thinking
+    batch = 1 - x.batch_share * price.batch_discount
+    plain = batch * call_cost(price, x.tokens_in, out)
+    best, how = plain, "no cache helps"
+    prefix = math.floor(x.same_prefix * x.tokens_in)
+    for write in price.cache.writes if price.cache else []:
+        # Calls by chance at the mean rate: the share that comes later than the cache.
+        misses = math.exp(-volume / MONTH * 60 * write.minutes)
+        misses = misses if x.misses is None else x.misses
+        args = (x.tokens_in, out, prefix, write.minutes, misses)
+        usd = batch * cached_call_cost(price, *args)
+        if usd < best:
+            best, how = (
+                usd,
+                f"cache of {write.minutes:g} minutes, found by {1 - misses:.0%}",
+            )
+    if best == plain and price.cache and prefix < price.cache.minimum:
+        how = f"{prefix} equal tokens are below the cache's {price.cache.minimum}"
+    return plain, best, how
+
+
+def _bills(x: Inputs, volume: float) -> tuple[float, float]:
+    """USD a year of today's model: as it is, and at its best."""
+    plain, best, _ = _call(x, _price(x), volume)
+    return 12 * volume * plain, 12 * volume * best
+
+
+def _rivals(x: Inputs, plain_year: float) -> list[Way]:
+    if x.data_stays:  # none of them may be used
+        return []
+    prices = _prices()
+    price, bill = _price(x), plain_year / 12
+    _, best, how = _call(x, price, x.volume)
+    discount = price.batch_discount
+    all_wait = bill * (1 - discount) / (1 - x.batch_share * discount)
+    ways = [
+        Way("as it is", bill, "plain price, no cache"),
+        Way("cached", best * x.volume, how),
+        Way("all in a batch", all_wait, "if every answer may wait a day"),
+        Way(
+            "100 thinking tokens more",
+            bill + 100 * x.volume * price.output / 1e6,
+            "if the model thinks and your count leaves that out",
+        ),
+    ]
+    for name, other in prices.models.items():
+        _, usd, how = _call(x, other, x.volume)
+        if name != x.model and usd < 0.99 * best:
+            ways.append(Way(name, usd * x.volume, f"{how}; accuracy not measured"))
+    if hosted := _hosted(x, x.volume):
+        words = "an open model, with your LoRA or without; by the token, never idle"
+        ways.append(Way(f"{hosted[1]}, hosted", hosted[0], words))
+    return ways
+
+
+def _hosted(x: Inputs, volume: float) -> tuple[float, str] | None:
+    """USD a month of an open model that somebody serves, and its name."""
+    large = [n for n, p in _prices().hosted.items() if p.billions >= x.billions]
+    ways = [(volume * _call(x, _prices().hosted[n], volume)[1], n) for n in large]
+    return min(ways, default=None)
+
+
+# --- what a model of your own costs ---------------------------------------------------
+
+
+def _corner(x: Inputs, name: str, corner: int) -> float:
+    """Low end, centre or high end of a guess; a reader's own number has no ends."""
+    value = getattr(x, name)
+    low, high = value.ends if isinstance(value, Guess) else (value, value)
+    return (low, value, high)[corner]
+
+
+def _people_year(x: Inputs, corner: int) -> float:
+    """USD a year: building, spread over the months that earn it back, and keeping."""
+    weeks = _corner(x, "build_weeks", corner)
+    names = ("review_days", "retrain_days", "oncall_days")
+    days = sum(_corner(x, name, corner) for name in names)
+    hours = HOURS["weeks"] * weeks / x.months + HOURS["days"] * days
+    return 12 * x.tasks * hours * x.wage
+
+
+def _own_year(x: Inputs, volume: float, corner: int) -> tuple[float, str]:
+    """USD a year all in, and how it is served: by GPUs of your own or by the token."""
+    ways = []
+    for name in _gpu_names(x):
+        serving = _serving(x, name, FASTER ** (1 - corner))
+        # At best machines come and go with the load; else the peak's are kept on.
+        peak = 1.0 if corner == 0 else x.peak
+        if serving:
+            count = _count(x, serving, volume, peak)
+            ways.append((count * _month(name), name))
+    # A host's seconds are not known: it is no way out where lateness is the reason.
+    hosted = None if x.data_stays or _late(x) else _hosted(x, volume)
+    ways += [(hosted[0], f"{hosted[1]}, hosted")] if hosted else []
+    usd, how = min(ways, default=(math.inf, "no GPU keeps the promise"))
+    return 12 * usd + _people_year(x, corner), how
+
+
+def _gpu_names(x: Inputs) -> list[str]:
+    return list(GPUS) if x.answers_per_second is None else [x.gpu]
+
+
+def _seconds(x: Inputs, name: str, at_once: int, faster: float = 1) -> float:
+    """Mean seconds of an answer on a GPU that gives `at_once` at a time: a guess.
+
+    A roofline: reading the prompt is bound by arithmetic, writing by memory, and what
+    is equal in each prompt is read once (prefix caching).
+    """
+    if x.answers_per_second is not None:
+        return x.at_once / x.answers_per_second
+    memory, arithmetic, _ = GPUS[name]
+    token = 2e9 * x.billions / (arithmetic * 1e12 * ARITHMETIC)  # seconds a token
+    new = x.tokens_in * (1 - x.same_prefix)
+    cache = at_once * (x.tokens_in + x.tokens_out) * x.billions * CACHE_GB
+    step = max((x.billions + cache) / (memory * BANDWIDTH), at_once * token)
+    return (at_once * new * token + x.tokens_out * step) / faster
+
+
+@functools.cache
+def _serving(x: Inputs, name: str, faster: float = 1) -> tuple[str, int, Any] | None:
+    """Choose how many answers at a time give most in time: GPU, number, seconds."""
+    best, most = None, 0.0
+    measured = x.answers_per_second is not None
+    for slots in (x.at_once,) if measured else (1, 2, 4, 8, 16, 32, 64):
+        cache = slots * (x.tokens_in + x.tokens_out) * x.billions * CACHE_GB
+        if not measured and x.billions + cache > 0.9 * GPUS[name][2]:
+            break  # it does not fit the memory
+        mean = _seconds(x, name, slots, faster)
+        times = load.times_like(mean, x.spread * mean)
+        rate = load.highest_load(times, slots, _promise(x)) * slots / mean
+        if rate > most:
+            best, most = (name, slots, times), rate
+    return best
+
+
+def _count(x: Inputs, serving: tuple, volume: float, peak: float) -> int:
+    """Machines for all tasks; each has its own."""
+    _, slots, times = serving
+    return x.tasks * load.machines_for(
+        times, volume / x.tasks, _promise(x), peak, slots
+    )
+
+
+def _month(name: str) -> float:
+    """USD of a GPU that is on all month."""
+    return _prices().gpu(name).price * MONTH / 3600
+
+
+def _machine(x: Inputs, name: str, most_per_answer: float) -> Machine:
+    serving = _serving(x, name)
+    slots = serving[1] if serving else 1
+    speed, alone = slots / _seconds(x, name, slots), _seconds(x, name, 1)
+    if not serving:
+        return Machine(name, speed, 0, alone, math.inf, 0, math.inf)
+    count = _count(x, serving, x.volume, x.peak)
+    allowed = load.highest_load(serving[2], count // x.tasks * slots, _promise(x))
+    needed = math.inf
+    if most_per_answer > 0:
+        usd_a_second = _prices().gpu(name).price / 3600
+        needed = usd_a_second / most_per_answer * x.peak / allowed
+    return Machine(name, speed, allowed, alone, needed, count, count * _month(name))
+
+
+def _promise(x: Inputs) -> load.Promise:
+    return load.Promise(x.promise, 2 * x.promise if x.p95 is None else x.p95)
+
+
+def _late(x: Inputs) -> bool:
+    return x.api_seconds is not None and x.api_seconds > x.promise
+
+
+def _from_volume(x: Inputs) -> float:
+    """Answers a month from which the centre of the estimate saves money."""
+
+    def saves(volume: float) -> bool:
+        return _own_year(x, volume, 1)[0] < _bills(x, volume)[1]
+
+    low, high = 1e3, 1e3
+    while not saves(high):
+        low, high = high, 2 * high
+        if high > 1e10:
+            return math.inf
+    for _ in range(7):  # to a hundredth
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if saves(middle) else (middle, high)
+    return high
+
+
+# --- logic and nonsense ---------------------------------------------------------------
+
+
+def _cheaper_than(own: tuple[float, float, float], rival: float) -> bool | None:
+    """Say whether ours costs less: at every end of the guesses, at none, or unknown."""
+    return True if own[2] < rival else False if own[0] >= rival else None
+
+
+def _above(x: Inputs, level: float) -> bool | None:
+    """Say whether the measured gap lies above a level; None if it holds it."""
+    if x.gap_low is None:
+        return None
+    return True if x.gap_low > level else False if x.gap_high < level else None
+
+
+def _every(*parts: bool | None) -> bool | None:
+    return False if False in parts else None if None in parts else True
+
+
+LEAST = 1e-12  # above 0
+NOT_0 = (LEAST, math.inf, "give a number above 0")
+SHARE = (LEAST, 1, "give a share from 0 to 1: for 93 per cent 0.93")
+GAP = (-1, 1, "give a difference of two shares: for 2 points 0.02")
+PRICE = (0, 1_000, "give USD per million tokens")
+LIMITS = dict.fromkeys(("gap_low", "gap_high"), GAP)
+LIMITS |= dict.fromkeys(("accuracy", "margin", "need"), SHARE)
+LIMITS |= dict.fromkeys(("same_prefix", "misses", "batch_share"), (0, *SHARE[1:]))
+LIMITS |= {"differ": (0, *SHARE[1:]), "price_in": PRICE, "price_out": PRICE}
+LIMITS["promise"] = (LEAST, 120, "give seconds: for 2,000 ms 2")
+LIMITS["wage"] = (LEAST, 1_000, "give USD an hour: a year's over 1,800")
+LIMITS["peak"] = (1, 1_000, "give the busiest hour over the mean one: 1 or more")
+MAY_BE_0 = ("build_weeks", "review_days", "retrain_days", "oncall_days", "thinking")
+MAY_BE_0 += ("spread", "reviewed", "cases")
+LIMITS |= dict.fromkeys(MAY_BE_0, (0, math.inf, "give 0 or more"))
+
+
+def _refuse_nonsense(x: Inputs) -> None:
+    """Raise ValueError, one line that says what to do, for numbers that cannot be."""
+    for one in fields(x):
+        value = getattr(x, one.name)
+        if value is None or isinstance(value, bool | str):
+            continue
+        low, high, words = LIMITS.get(one.name, NOT_0)
+        if not (low <= value <= high and math.isfinite(value)):
+            says = f"{_flag(one.name)} is {value:g} ({one.metadata['help']})"
+            raise ValueError(f"{says}: {words}")
+    price, p95 = max(x.price_in, x.price_out), x.p95 or math.inf
+    low, high = x.gap_low or 0, x.gap_high or 0
+    wrong = {
+        f"{price:g} USD per million tokens is below any price that we know: if it is "
+        f"per thousand, give {1000 * price:g}": price < 0.02,
+        "--p95, for 95 of 100 answers, cannot be below --promise": p95 < x.promise,
+        "give --gap-low and --gap-high together, the low end first": low > high
+        or (x.gap_low is None) != (x.gap_high is None),
+        f"say with --gpu where you measured: {', '.join(GPUS)}": x.gpu not in GPUS
+        and (x.gpu is not None or x.answers_per_second is not None),
+    }
+    for words, is_so in wrong.items():
+        if is_so:
+            raise ValueError(words)
+
+
+# --- the command ----------------------------------------------------------------------
+
+EXAMPLE = "--volume 3000000 --tokens-in 1800 --tokens-out 250 "
+EXAMPLE += "--model claude-sonnet-5.5 --accuracy 0.93 --promise 2 --peak 3 --wage 60"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with what to do."""
+        sys.exit(f"decide: {message}  (--help tells all numbers)")
+
+
+def read(words: list[str]) -> Inputs:
+    """Read the command's words; ends the program or raises where they do not do."""
+    parser = Parser("utils.costs.decide", allow_abbrev=False)
+    for one in fields(Inputs):
+        flag, words_of = _flag(one.name), one.metadata["help"]
+        if isinstance(one.default, Guess):
+            low, high = one.default.ends
+            words_of += f" (our guess: {one.default:g}, {low:g} to {high:g})"
+        if isinstance(one.default, bool):
+            parser.add_argument(flag, action="store_true", help=words_of)
+        else:
+            parser.add_argument(flag, type=one.type, help=words_of)
+    if any(word.startswith("--util") for word in words):
+        parser.error("utilisation follows from volume, speed and promise: leave it out")
+    given = {k: v for k, v in vars(parser.parse_args(words)).items() if v is not None}
+    if "model" in given and not {"price_in", "price_out"} & given.keys():
+        price = load_prices().model(given["model"])
+        given |= {"price_in": price.input, "price_out": price.output}
+    needs = [one.name for one in fields(Inputs) if one.default is MISSING]
+    missing = [_flag(name) for name in needs if name not in given]
+    if missing:
+        parser.error(f"give {', '.join(missing)}, too (--model has the prices)")
+    return Inputs(**given)
+
+
+def main(words: list[str]) -> None:
+    """Read the numbers, print the memo and write it to runs/decision.md."""
+    try:
+        decision = decide(read(words or EXAMPLE.split()))
+    except (ValueError, LookupError) as error:
+        sys.exit(f"decide: {error.args[0]}")
+    text = memo.write(decision, example=not words)
+    path = PRICE_FILE.parents[1] / "runs" / "decision.md"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    print(text)
+    print("Written to runs/decision.md.")
+    if not words:
+        print(f'With your numbers: make decide ARGS="{EXAMPLE}"')
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
