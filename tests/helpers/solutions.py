@@ -100,16 +100,12 @@ SOLUTIONS = {
         (refused + 1) * seconds / places
     ),
     "09.4": 72,
-    "10.1": 0.89,
-    "10.2": lambda signal, small, large, threshold: (
-        sum(
-            b if s < threshold else a
-            for s, a, b in zip(signal, small, large, strict=True)
-        )
-        / len(signal)
-    ),
-    "10.3": lambda once, months, own, api: (
-        once / months / (api - own) if api > own else math.inf
+    "10.1": 0.0947,
+    "10.2": ["stands", "falls", "open", "falls", "stands"],
+    "10.3": lambda once, months, monthly, own, own_right, api, api_right: (
+        (once / months + monthly) / (api * own_right / api_right - own)
+        if api * own_right / api_right > own
+        else math.inf
     ),
     "11.1": 9,
     "11.2": lambda lost, rate: list(
@@ -171,15 +167,11 @@ NEAR_MISSES = {
     "09.2": 6.4,
     "09.3": lambda refused, places, seconds: math.ceil(refused * seconds / places),
     "09.4": 59,
-    "10.1": 0.76,
-    "10.2": lambda signal, small, large, threshold: (
-        sum(
-            b if s <= threshold else a
-            for s, a, b in zip(signal, small, large, strict=True)
-        )
-        / len(signal)
+    "10.1": 0.0431,
+    "10.2": ["stands", "falls", "open", "open", "stands"],
+    "10.3": lambda once, months, monthly, own, own_right, api, api_right: (
+        (once / months + monthly) / (api - own) if api > own else math.inf
     ),
-    "10.3": lambda once, months, own, api: once / months / abs(api - own or 1e-9),
     "11.1": 7,
     "11.2": lambda lost, rate: [2 * rate if one else 2 - 2 * rate for one in lost],
     "11.3": LATE.replace("{days}", "2"),

@@ -105,16 +105,9 @@ def test_cost_per_correct_carries_the_interval():
         costs.per_correct(0.01, SimpleNamespace(value=36.4, low=30.7, high=42.5))
 
 
-def test_an_answer_of_a_machine_by_hand(prices):
+def test_an_hour_of_a_machine_by_hand(prices):
     # 2 cores x 0.0000131 + 4 GiB x 0.00000222 = 0.00003508 USD a second
     assert costs.cpu_hour(prices, 2, 4) == pytest.approx(0.126288)
-    # 3.60 USD an hour are 0.001 a second; 4 answers a second; half of the time idle
-    assert costs.answer_cost(3.6, 4) == pytest.approx(0.00025)
-    assert costs.answer_cost(3.6, 4, 0.5) == pytest.approx(0.0005)
-    assert costs.utilisation_for(0.0005, 3.6, 4) == pytest.approx(0.5)
-    assert costs.utilisation_for(0, 3.6, 4) == math.inf
-    assert costs.break_even(100, 0.01, 0.06) == pytest.approx(2_000)
-    assert costs.break_even(100, 0.06, 0.06) == math.inf
 
 
 def test_paid_seconds_by_hand():

@@ -12,6 +12,7 @@ from scipy import stats as scipy_stats
 from solutions import NEAR_MISSES, SOLUTIONS
 
 from utils import tidewater
+from utils.costs import bill
 from utils.costs import prices as costs
 from utils.costs.decide import rule
 from utils.costs.prices import cached_call_cost, call_cost, load_prices
@@ -74,13 +75,6 @@ def right(prompt):
     return np.array([grade.correct for grade in grades])
 
 
-def dollars_under_rules(model):
-    """Mean USD of a call under the `rules` prompt."""
-    rows = tidewater.read_jsonl("recorded/rules.jsonl")
-    tokens = np.array([[row["input_tokens"], row["output_tokens"]] for row in rows])
-    return call_cost(load_prices().model(model), *tokens.T).mean()
-
-
 def answers_about_logs():
     logs = tidewater.load_logs()
     answered = [t.question for t in logs if tidewater.extract_sql(t.reply)]
@@ -100,8 +94,6 @@ def answers_about_replies():
         if not ok:
             missing.add(bullets.get(case["metric"]) or bullets[case["form"]])
     yield "03.1", sorted(missing)
-    fifth = dollars_under_rules("claude-haiku-5.5") / 5
-    yield "10.1", costs.utilisation_for(0.86 * fifth, 0.80, 10)
 
 
 def answers_of_five_teams():
@@ -118,6 +110,16 @@ def answers_of_five_teams():
     yield "00.2", [w for w, said in zip(teams, verdicts, strict=True) if w in said]
 
 
+def answers_about_claims():
+    told = [(-0.5, -1.5, 0.4, 0.15), (-6.0, -9.2, -3.2, 0.04), (-1.2, -2.8, 0.4, 0.12)]
+    told += [(-1.2, -2.8, 0.4, 0.35), (3.0, 0.5, 5.5, 0.20)]
+    words = []
+    for *points, ratio in told:
+        gap = stats.Interval(*(x / 100 for x in points), n=250)
+        words.append(bill.judge_claim(bill.judge_quality(gap, 0.02), ratio))
+    yield "10.2", words
+
+
 def answers_by_arithmetic():
     yield "00.3", stats.cases_needed(10, 0.5)
     yield "02.2", (0.55 + 0.8 - 1) / (0.9 + 0.8 - 1)
@@ -131,6 +133,7 @@ def answers_by_arithmetic():
     yield "09.1", 16e9 / 145e6
     yield "09.2", (4 + 16) / 2.5
     yield "09.4", min(n for n in range(1, 999) if 0.95**n <= 0.025)
+    yield "10.1", 1000 * 0.80 / 3600 / (10 * 0.60 / 2.2) / 0.86
     yield "11.1", stats.sequential_test([True] * 50, alpha=0.01).stopped_at
     yield "11.4", round(1 - 0.975**12, 3)
     yield "12.1", stats.cases_needed(8, 0.5, paired_discordance=0.4)
@@ -143,6 +146,7 @@ def answers_by_arithmetic():
         answers_about_logs,
         answers_about_replies,
         answers_of_five_teams,
+        answers_about_claims,
         answers_by_arithmetic,
     ],
 )
@@ -153,8 +157,8 @@ def test_the_fixed_answers_follow_from_the_data(answers):
 
 
 def test_the_calls_return_what_a_library_does():
-    for (bill, seats_pay, share, own), value in ROWS["00.1"]["calls"]:
-        assert value * bill == pytest.approx(max(share * seats_pay, own))
+    for (usd, seats_pay, share, own), value in ROWS["00.1"]["calls"]:
+        assert value * usd == pytest.approx(max(share * seats_pay, own))
     for (tokens, plain, write, read, found), value in ROWS["03.2"]["calls"]:
         price = load_prices().model("claude-haiku-5.5").model_dump(exclude={"cache"})
         price |= {"input": plain, "cached_input": read}

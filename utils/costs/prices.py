@@ -185,26 +185,6 @@ def cpu_hour(prices: Prices, cores: float, memory_gib: float) -> float:
     return 3600 * (cores * cpu + memory_gib * memory)
 
 
-def answer_cost(
-    usd_per_hour: float, answers_per_second: float, utilisation: float = 1.0
-) -> float:
-    """USD of an answer from a machine that works a share of the time it is paid for.
-
-    Raises ValueError for a utilisation that is no share.
-    """
-    if not 0 < utilisation <= 1:
-        raise ValueError(f"utilisation is above 0 and at most 1, not {utilisation}")
-    return usd_per_hour / (3600 * answers_per_second * utilisation)
-
-
-def utilisation_for(
-    usd: float, usd_per_hour: float, answers_per_second: float
-) -> float:
-    """Utilisation at which an answer costs `usd`; above 1: none does."""
-    at_full_use = answer_cost(usd_per_hour, answers_per_second)
-    return at_full_use / usd if usd > 0 else math.inf
-
-
 def paid_seconds(
     answers_per_second: float,
     per_month: float,
@@ -225,11 +205,6 @@ def paid_seconds(
     asleep = math.exp(-rate * idle_seconds)
     quiet = (1 - asleep) / rate + asleep * cold_seconds
     return 1 / answers_per_second + (1 - load) * quiet
-
-
-def break_even(fixed: float, own: float, rival: float) -> float:
-    """Answers after which a saving of `rival - own` USD each has paid back `fixed`."""
-    return fixed / (rival - own) if rival > own else math.inf
 
 
 def _find(table: dict[str, Any], name: str, what: str) -> Any:

@@ -159,6 +159,21 @@ def adapter(name: str, here: bool = False) -> dict[str, str]:
     return {"adapter": folder.relative_to(ROOT).as_posix(), "sha256": digest}
 
 
+def latest(name: str) -> RunResult:
+    """Return the run of that name that this mode used last, else the shipped one.
+
+    Raises LookupError where there is neither.
+    """
+    note = course.current().folder / f"{name}.used"
+    used = (
+        note.read_text() if course.current().mode != "quick" and note.exists() else ""
+    )
+    done = (used and read(ROOT / used)) or read(SHIPPED / name)
+    if done is None:
+        raise LookupError(f"no run {name}: run notebook {name.partition('_')[0]} first")
+    return done
+
+
 def key(config: dict[str, Any], version: int = 1) -> str:
     """Return what a run is known by: SHA-256 of its configuration and version."""
     text = json.dumps([digest_data(config), version], sort_keys=True)

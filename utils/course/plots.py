@@ -1,6 +1,6 @@
 """One look for every figure: readable in grey, intervals drawn, units on the axes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,53 @@ def differences(axes: Axes, intervals: Mapping[str, Any], unit: str) -> None:
     axes.axvline(0, color="0.6", linestyle=":")
     axes.set_yticks(range(len(intervals)), list(intervals))
     axes.set(ylim=(len(intervals) - 0.5, -0.7), xlabel=unit)
+
+
+def mark(axes: Axes, x: float, share: Any, name: str, side: str = "left") -> None:
+    """Mark a share (value, low and high, drawn in %) with its interval and its name."""
+    value, low, high = 100 * share.value, 100 * share.low, 100 * share.high
+    axes.plot([x, x], [low, high], "-", color=COLOURS[1])
+    axes.plot(x, value, "o", color=COLOURS[1])
+    away = (8 if side == "left" else -8, -4)
+    where = {"textcoords": "offset points", "va": "top", "ha": side, "fontsize": 9}
+    axes.annotate(f"{name}\n{value:.1f} %", (x, value), away, **where)
+
+
+def tornado(
+    axes: Axes,
+    swings: Mapping[str, tuple[float, float]],
+    centre: float,
+    write: Callable[[float], str],
+) -> None:
+    """Draw what each knob does to a number, a bar a knob, on a logarithmic axis.
+
+    Both ends of a bar carry their values, written by `write`; an infinite one reaches
+    to the edge.
+    """
+    known = [x for ends in [*swings.values(), (centre,)] for x in ends if x < np.inf]
+    left, edge = min(known) / 6, 6 * max(known)  # room for the values
+    for row, ends in enumerate(swings.values()):
+        low, high = sorted(min(end, edge) for end in ends)
+        axes.barh(row, high - low, left=low, color=COLOURS[4], height=0.5)
+        for end, side, away in ((min(ends), "right", -4), (max(ends), "left", 4)):
+            inside = end > edge  # never: the value stands in the bar's end
+            axes.annotate(
+                write(end),
+                (min(end, edge), row),
+                (-4 if inside else away, 0),
+                textcoords="offset points",
+                ha="right" if inside else side,
+                va="center",
+                fontsize=8,
+            )
+    if centre < np.inf:
+        axes.axvline(centre, color=COLOURS[1], linestyle="-", linewidth=1.2)
+        axes.set_title(f"{write(centre)}", loc="right", fontsize=9, color=COLOURS[1])
+    axes.set_xscale("log")
+    axes.set_xlim(left, edge)
+    axes.set_yticks(range(len(swings)), list(swings), fontsize=9)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
 
 
 def text_table(frame: pd.DataFrame) -> Styler:
