@@ -300,7 +300,7 @@ REFUSED = {  # what is changed, the status, and a word of the message
     "llama.cpp's limit": ({"n_predict": 10**6}, 400, "n_predict"),
     "llama.cpp's grammar": ({"grammar": "root ::= " + "(" * 60_000}, 400, "grammar"),
     "llama.cpp's schema": ({"json_schema": {"type": "string"}}, 400, "json_schema"),
-    "a file to save": ({"id_slot": 0, "cache_prompt": False}, 400, "not permitted"),
+    "a file to save": ({"id_slot": 0, "cache_prompt": False}, 400, "not know"),
     "a deep schema": (wants(deep(9)), 400, "levels"),
     "a large schema": (wants({"enum": ["a" * 4000]}), 400, "characters"),
     "repeats": (wants(deep(1) | {"minItems": 10**6}), 400, "minItems"),

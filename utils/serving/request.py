@@ -236,4 +236,6 @@ def parse(body: bytes) -> ChatRequest:
         worst = max(error.errors(include_url=False), key=lambda one: len(one["loc"]))
         place = ".".join(str(part) for part in worst["loc"]) or None
         why = worst["msg"].removeprefix("Value error, ")
+        if worst["type"] == "extra_forbidden":
+            why = "this server does not know this field"
         raise ValueError(f"{place}: {why}" if place else why, place) from None
