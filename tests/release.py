@@ -22,6 +22,7 @@ from nbconvert.filters import strip_ansi
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from utils.costs.bill import count  # noqa: E402
 from utils.course import plots  # noqa: E402
 from utils.course.run import run_card  # noqa: E402
 from utils.evals.stats import paired_difference  # noqa: E402
@@ -150,8 +151,9 @@ def write_readme():
     """Redraw the README's ladder and fill in its tables, all from data/runs."""
     shipped = ROOT / "data/runs"
     saved = {path.stem: read_json(path) for path in sorted(shipped.glob("*_*.json"))}
-    dollars = saved["10_compare_costs"]["results"]["dollars"]
-    ladder(ladder_bars(saved), dollars).figure.savefig(shipped / "ladder.png")
+    found = saved["10_compare_costs"]["results"]
+    axes = ladder(ladder_bars(saved), found["dollars"], found["volumes"])
+    axes.figure.savefig(shipped / "ladder.png")
     tables = {"notebooks": notebook_table(saved), "minutes": minutes(saved)}
     for name, run in saved.items():
         if name.startswith("bench_"):
@@ -176,40 +178,37 @@ def ladder_bars(saved):
     return bars
 
 
-def ladder(steps, dollars):
+def ladder(steps, dollars, volumes):
     """Draw the ladder, a bar a step, with its paired gain over the bar before.
 
     A step has name, value, low, high (fractions of 1), n, and right: whether each case
-    was answered rightly, the same cases in the same order. `dollars` maps a name to USD
-    per 1,000 right answers: value (None: none was right), low and high (None: any).
+    was answered correctly, the same cases in the same order. `volumes` maps a load to
+    its questions a month, and `dollars` a name to USD per 1,000 right answers at each
+    load. What was not served has no price.
     """
-    size = (9.6, 1.0 + 0.42 * len(steps))
+    size = (10.4, 1.2 + 0.42 * len(steps))
     question = "How right is each way to answer, and what does it cost?"
     axes = plots.figure(question, figsize=size)
     named = {step["name"]: SimpleNamespace(**step) for step in steps}
     unit = f"right on all three databases, % of {steps[0]['n']} cases"
     plots.bars(axes, named, unit, 100)
     words = {"va": "center", "fontsize": 9, "annotation_clip": False}
-    axes.annotate("gain over the bar above", (118, 0), **words)
+    axes.annotate("gain over the bar above", (118, -0.75), **words)
     for row, (before, step) in enumerate(itertools.pairwise(steps), start=1):
         gain = paired_difference(before["right"], step["right"]).difference
         axes.annotate(gain.points(), (118, row), **words)
-    axes.annotate("USD per 1,000 right", (192, -0.75), **words)
-    for row, name in enumerate(named):
-        if name in dollars:
-            axes.annotate(write_dollars(*dollars[name]), (192, row), **words)
-    axes.set_xlim(0, 250)
-    axes.xaxis.label.set_x(0.2)  # under the bars
+    axes.annotate("USD per 1,000 right answers at", (192, -1.25), **words)
+    for place, (load, volume) in zip((192, 228), volumes.items(), strict=True):
+        axes.annotate(f"{count(volume)} a month", (place, -0.75), **words)
+        for row, name in enumerate(named):
+            if name in dollars:
+                usd = f"{dollars[name][load]:.3f}"
+                axes.annotate(usd, (place, row), **words)
+    axes.set_xlim(0, 270)
+    axes.xaxis.label.set_x(0.19)  # under the bars
     axes.spines["bottom"].set_bounds(0, 100)
     axes.set_xticks(range(0, 101, 20))
     return axes
-
-
-def write_dollars(value, low, high):
-    if value is None:
-        return "none right"
-    most = "any" if high is None else f"{high:.3f}"
-    return f"{value:.3f} ({low:.3f} to {most})"
 
 
 def notebook_table(saved):

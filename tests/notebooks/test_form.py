@@ -9,9 +9,6 @@ import release
 from repository import NAMES, NOTEBOOKS, ROOT, code_of, load, prose_of
 
 SHIPPED = ROOT / "data/runs"
-# The others follow with their own rebuilding.
-LATER = ("10",)
-REBUILT = [path for path in NOTEBOOKS if path.stem[:2] not in LATER]
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 
 
@@ -62,8 +59,8 @@ def test_cells_are_short(path):
     assert 500 <= words <= 2000
 
 
-@pytest.mark.parametrize("path", REBUILT, ids=lambda path: path.stem)
-def test_a_rebuilt_notebook_is_short_and_opens_with_its_finding(path):
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_short_and_opens_with_its_finding(path):
     first, code = load(path).cells[0].source, code_of(load(path))
     lines = [line for cell in code for line in re.findall(r"\S.*", cell.source)]
     assert len(code) <= 40 and len(lines) <= 300, (len(code), len(lines))

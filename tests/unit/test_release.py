@@ -72,7 +72,10 @@ def test_the_ladder_draws_gains_and_dollars():
     bar = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 2, "right": [True, False]}
     steps = [bar | {"name": name} for name in ("a", "b")]
     steps[1] |= {"value": 1.0, "right": [True, True]}
-    dollars = {"a": [0.146, 0.1457, None], "b": [None, 1.5, None]}
-    texts = [text.get_text() for text in release.ladder(steps, dollars).texts]
-    assert {"50.0", "100.0", "0.146 (0.146 to any)", "none right"} <= {*texts}
+    dollars = {"a": {"today": 0.1457, "promise": 0.07}}  # b was never served
+    volumes = {"today": 1_918, "promise": 17.8e6}
+    axes = release.ladder(steps, dollars, volumes)
+    texts = [text.get_text() for text in axes.texts]
+    assert {"50.0", "100.0", "0.146", "0.070"} <= {*texts}
+    assert {"1,900 a month", "18 million a month"} <= {*texts}
     assert sum(text.startswith("+50.0 points") for text in texts) == 1
