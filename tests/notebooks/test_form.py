@@ -59,7 +59,7 @@ def test_cells_are_short(path):
     assert 500 <= words <= 2000
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@each_notebook
 def test_a_notebook_is_short_and_opens_with_its_finding(path):
     first, code = load(path).cells[0].source, code_of(load(path))
     lines = [line for cell in code for line in re.findall(r"\S.*", cell.source)]
