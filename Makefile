@@ -1,6 +1,8 @@
 # make course    set up, then run every notebook     (MODE=quick|full|modal, ONLY="02 03";
 #                modal tells what it will cost and asks; YES=1: go on, BUDGET_USD=5: at most)
 # make lab       set up, then open copies of the notebooks, in work/   (FRESH=1: new ones)
+# make decide    set up (light), then write a verdict from your numbers to
+#                runs/decision.md   (ARGS="--volume 50000 …", ARGS=--help; else an example)
 # make test      set up, then check style and imports and run the tests
 # make test-all  the same with the slow tests too
 # make site      set up, then write the course as web pages to site/
@@ -19,6 +21,10 @@ PYTHON ?= python3
 MODE ?= quick
 ONLY ?= [0-9][0-9]*
 JOBS ?= 2
+# A decision needs no PyTorch; an environment that is there, with all, does as well.
+ifeq ($(MAKECMDGOALS),decide)
+LIGHT ?= $(if $(wildcard .venv/.ready),,1)
+endif
 VENV := .venv$(if $(LIGHT),-light)$(if $(LATEST),-latest)
 # ENV of the command line alone: shells and containers have a variable of that name, too.
 GIVEN := $(if $(filter command,$(firstword $(origin ENV))),$(ENV))
@@ -48,7 +54,7 @@ $(error ENV=$(GIVEN) is no environment: there is no $(BIN))
 endif
 endif
 
-.PHONY: course lab test test-all site bench retrain publish figure format lock clean help
+.PHONY: course lab decide test test-all site bench retrain publish figure format lock clean help
 .DEFAULT_GOAL := course
 
 help:
@@ -94,6 +100,9 @@ lab: $(READY)
 		fi; \
 	done
 	$(BIN)/jupyter lab --ServerApp.root_dir=. $(LAB) work/00_start_here.ipynb
+
+decide: $(READY)
+	@$(BIN)/python -m utils.costs.decide $(ARGS)
 
 # --- checks ----------------------------------------------------------------------------
 

@@ -27,6 +27,8 @@ def test_prices_as_the_sources_state_them(prices):
         "gpt-6-sol": (2, 0.20, 10),
     }
     assert {m.batch_discount for m in prices.models.values()} == {0.5}
+    hosted = {n: (m.billions, m.input, m.output) for n, m in prices.hosted.items()}
+    assert hosted == {"qwen3.5-4b": (4, 0.10, 0.30), "qwen3.5-9b": (9, 0.20, 0.60)}
     for model in prices.models.values():  # writing costs a quarter more, an hour twice
         for write in model.cache.writes:
             times = 2 if write.minutes == 60 else 1.25
@@ -42,7 +44,7 @@ def test_stale_names_prices_older_than_ninety_days(prices):
     modal = prices.stale(dt.date(2026, 9, 30))
     assert modal[0] == "H100: 2026-07-01, 91 days old"
     assert len(modal) == len(prices.compute)
-    assert len(prices.stale(dt.date(2027, 1, 6))) == 15
+    assert len(prices.stale(dt.date(2027, 1, 6))) == 17
 
 
 BAD = {"source": " ", "url": "the vendor's page", "date": "2026-09", "input": -0.1}

@@ -13,7 +13,7 @@ import functools
 import math
 import sys
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, NoReturn
 
 from utils.costs import load, memo
 from utils.costs.prices import (
@@ -30,14 +30,22 @@ HOURS = {"weeks": 40, "days": 8}  # of work
 MIN_REVIEWED, MIN_CASES = 500, 200  # enough to train on, enough to measure with
 
 
+class Guess(float):
+    """A number of ours with a range; a reader's own is a plain one, without."""
+
+    ends: tuple[float, float]
+
+
 def known(words: str) -> Any:
     """Declare a number that the reader knows: it has no default."""
     return field(metadata={"help": words})
 
 
 def guess(value: float, low: float, high: float, words: str) -> Any:
-    """Declare a guess with its range: a reader's own number takes the place of all."""
-    return field(default=value, metadata={"help": words, "range": (low, high)})
+    """Declare a guess with its range, which a reader's own number replaces."""
+    one = Guess(value)
+    one.ends = (low, high)
+    return field(default=one, metadata={"help": words})
 
 
 def option(value: Any, words: str) -> Any:
@@ -54,24 +62,24 @@ class Inputs:
     tokens_out: float = known("output tokens of a call, thinking included")
     price_in: float = known("USD per million input tokens")
     price_out: float = known("USD per million output tokens")
-    model: str = option("your model", "its name in data/prices.json: gives the prices")
+    model: str = option("today's API", "its name in data/prices.json: gives the prices")
     accuracy: float = guess(0.9, 0.8, 0.99, "share of its answers that are right today")
-    promise: float = guess(2, 1, 5, "seconds within which half of the answers come")
-    peak: float = guess(3, 1, 10, "the busiest hour's calls over the mean hour's")
+    promise: float = guess(2, 1, 5, "seconds in which half of the answers come")
+    peak: float = guess(3, 1, 10, "busiest hour over the mean; Tidewater 2.2")
     wage: float = guess(60, 40, 120, "USD an hour of an engineer, all in")
 
-    margin: float = guess(0.02, 0.01, 0.05, "share less right that counts as equal")
+    margin: float = guess(0.02, 0.01, 0.05, "share less right that is still equal")
     build_weeks: float = guess(12, 4, 26, "engineer weeks until it answers users")
-    review_days: float = guess(1, 0.5, 3, "days a month to review answers")
-    retrain_days: float = guess(1, 0.5, 2, "days a month to retrain and test")
-    oncall_days: float = guess(2, 1, 4, "days a month to operate and be on call")
+    review_days: float = guess(1, 0.5, 3, "days a month to review answers; as in 00")
+    retrain_days: float = guess(1, 0.5, 2, "days a month to retrain and test; as in 00")
+    oncall_days: float = guess(2, 1, 4, "days a month to operate, on call; as in 00")
     months: float = guess(12, 6, 24, "months in which the building is earned back")
-    same_prefix: float = guess(0.8, 0, 0.95, "share of the input equal in each call")
+    same_prefix: float = guess(0.8, 0, 0.95, "share of the input that is in each call")
     misses: float = option(None, "share of calls too late for the cache; else computed")
     batch_share: float = guess(0, 0, 1, "share of the calls that may wait a day")
     thinking: float = guess(0, 0, 300, "thinking tokens an answer, not yet counted")
     billions: float = guess(4, 1, 8, "parameters of your model, in billions, at 8 bits")
-    spread: float = guess(0.4, 0.2, 1, "standard deviation of seconds over their mean")
+    spread: float = guess(0.4, 0.2, 1, "deviation of seconds over their mean; as in 09")
     p95: float = option(None, "seconds within which 95 of 100 come; else twice promise")
     differ: float = option(None, "share of cases where one is right; else 1 - accuracy")
 
@@ -82,6 +90,7 @@ class Inputs:
     gap_high: float = option(None, "the same: high end")
     api_seconds: float = option(None, "median seconds of today's answers")
     need: float = option(None, "accuracy that you need and prompts do not reach")
+    cheaper_fails: bool = option(False, "cheaper models were tried: too often wrong")
     reviewed: int = option(None, "reviewed answers that you have")
     cases: int = option(None, "eval cases that you have")
     data_stays: bool = option(False, "the data may not leave your machines")
@@ -93,8 +102,8 @@ class Inputs:
 
 
 # Memory in GB/s, 16-bit arithmetic in TFLOP/s without sparsity, memory in GB: NVIDIA's
-# data sheets. How much of them a server gets out is our guess: it fits one public
-# benchmark (vLLM, a 7B model, mushfiqrahman.dev/?p=1668) within a tenth. Not measured.
+# data sheets. How much of them a server gets out is our guess, not measured: it is
+# 11 to 13 % below one public benchmark (vLLM, a 7B model, mushfiqrahman.dev/?p=1668).
 GPUS = {"L4": (300, 121, 24), "L40S": (864, 362, 48), "H100": (3350, 989, 80)}
 BANDWIDTH, ARITHMETIC, FASTER = 0.75, 0.5, 2  # in truth half to twice as fast
 CACHE_GB = 0.036e-3  # of attention's cache, a token and billion of parameters
@@ -178,15 +187,17 @@ def decide(x: Inputs) -> Decision:
     most = (rival - people[1]) / 12 / x.volume
     machines = [_machine(x, name, most) for name in _gpu_names(x)]
     rivals = _rivals(x, plain)
-    cheaper = [way for way in rivals if way.name in prices.models]
-    cheaper = min(cheaper, key=lambda way: way.usd_a_month, default=None)
+    others = [way for way in rivals if way.name in prices.models]
+    if x.cheaper_fails:
+        others = []
+    cheaper = min(others, key=lambda way: way.usd_a_month, default=None)
 
     equal, better = _above(x, -x.margin), _above(x, 0)
     money = _cheaper_than(own, rival)
     switch = cheaper is not None and money is not False
     switch = switch and _cheaper_than(own, 12 * cheaper.usd_a_month) is not True
     in_time = any(machine.allowed for machine in machines)
-    late = x.api_seconds is not None and x.api_seconds > x.promise
+    late = _late(x)
     short = x.need is not None and x.accuracy < x.need
     signals = {
         # Where a cheaper model may do, the question of equal quality comes after it.
@@ -194,8 +205,11 @@ def decide(x: Inputs) -> Decision:
         "latency": _every(late, in_time, equal),
         "quality": _every(short, better),
     }
-    few = (x.reviewed or math.inf) < MIN_REVIEWED or (x.cases or math.inf) < MIN_CASES
-    verdict = rule(signals, not few, switch)
+    few = x.reviewed is not None and x.reviewed < MIN_REVIEWED
+    few = few or (x.cases is not None and x.cases < MIN_CASES)
+    # Who has no reason to leave need not collect data first.
+    enough = not few or not any(signal is not False for signal in signals.values())
+    verdict = rule(signals, enough, switch)
     if x.data_stays:
         verdict = "go: your data may not leave" if in_time else "not yet: measure speed"
     elif x.retires and not verdict.startswith("go"):
@@ -267,7 +281,7 @@ def _call(x: Inputs, price: TokenPrice, volume: float) -> tuple[float, float, st
         if usd < best:
             best, how = (
                 usd,
-                f"cache of {write.minutes:g} minutes, {1 - misses:.0%} found",
+                f"cache of {write.minutes:g} minutes, found by {1 - misses:.0%}",
             )
     if best == plain and price.cache and prefix < price.cache.minimum:
         how = f"{prefix} equal tokens are below the cache's {price.cache.minimum}"
@@ -281,14 +295,17 @@ def _bills(x: Inputs, volume: float) -> tuple[float, float]:
 
 
 def _rivals(x: Inputs, plain_year: float) -> list[Way]:
+    if x.data_stays:  # none of them may be used
+        return []
     prices = _prices()
     price, bill = _price(x), plain_year / 12
     _, best, how = _call(x, price, x.volume)
-    waits = x.batch_share + (1 - x.batch_share) * (1 - price.batch_discount)
+    discount = price.batch_discount
+    all_wait = bill * (1 - discount) / (1 - x.batch_share * discount)
     ways = [
-        Way("as it is", bill, "no cache"),
+        Way("as it is", bill, "plain price, no cache"),
         Way("cached", best * x.volume, how),
-        Way("all in a batch", bill * waits, "if every answer may wait a day"),
+        Way("all in a batch", all_wait, "if every answer may wait a day"),
         Way(
             "100 thinking tokens more",
             bill + 100 * x.volume * price.output / 1e6,
@@ -299,8 +316,9 @@ def _rivals(x: Inputs, plain_year: float) -> list[Way]:
         _, usd, how = _call(x, other, x.volume)
         if name != x.model and usd < 0.99 * best:
             ways.append(Way(name, usd * x.volume, f"{how}; accuracy not measured"))
-    if (hosted := _hosted(x, x.volume)) and not x.data_stays:
-        ways.append(Way(f"{hosted[1]}, hosted", hosted[0], "by the token, never idle"))
+    if hosted := _hosted(x, x.volume):
+        words = "an open model, with your LoRA or without; by the token, never idle"
+        ways.append(Way(f"{hosted[1]}, hosted", hosted[0], words))
     return ways
 
 
@@ -316,9 +334,9 @@ def _hosted(x: Inputs, volume: float) -> tuple[float, str] | None:
 
 def _corner(x: Inputs, name: str, corner: int) -> float:
     """Low end, centre or high end of a guess; a reader's own number has no ends."""
-    one = next(one for one in fields(x) if one.name == name)
-    value, (low, high) = getattr(x, name), one.metadata["range"]
-    return (low, value, high)[corner] if value == one.default else value
+    value = getattr(x, name)
+    low, high = value.ends if isinstance(value, Guess) else (value, value)
+    return (low, value, high)[corner]
 
 
 def _people_year(x: Inputs, corner: int) -> float:
@@ -340,7 +358,8 @@ def _own_year(x: Inputs, volume: float, corner: int) -> tuple[float, str]:
         if serving:
             count = _count(x, serving, volume, peak)
             ways.append((count * _month(name), name))
-    hosted = None if x.data_stays else _hosted(x, volume)
+    # A host's seconds are not known: it is no way out where lateness is the reason.
+    hosted = None if x.data_stays or _late(x) else _hosted(x, volume)
     ways += [(hosted[0], f"{hosted[1]}, hosted")] if hosted else []
     usd, how = min(ways, default=(math.inf, "no GPU keeps the promise"))
     return 12 * usd + _people_year(x, corner), how
@@ -415,6 +434,10 @@ def _promise(x: Inputs) -> load.Promise:
     return load.Promise(x.promise, 2 * x.promise if x.p95 is None else x.p95)
 
 
+def _late(x: Inputs) -> bool:
+    return x.api_seconds is not None and x.api_seconds > x.promise
+
+
 def _from_volume(x: Inputs) -> float:
     """Answers a month from which the centre of the estimate saves money."""
 
@@ -451,132 +474,106 @@ def _every(*parts: bool | None) -> bool | None:
     return False if False in parts else None if None in parts else True
 
 
+LEAST = 1e-12  # above 0
+NOT_0 = (LEAST, math.inf, "give a number above 0")
+SHARE = (LEAST, 1, "give a share from 0 to 1: for 93 per cent 0.93")
+GAP = (-1, 1, "give a difference of two shares: for 2 points 0.02")
+PRICE = (0, 1_000, "give USD per million tokens")
+LIMITS = dict.fromkeys(("gap_low", "gap_high"), GAP)
+LIMITS |= dict.fromkeys(("accuracy", "margin", "need"), SHARE)
+LIMITS |= dict.fromkeys(("same_prefix", "misses", "batch_share"), (0, *SHARE[1:]))
+LIMITS |= {"differ": (0, *SHARE[1:]), "price_in": PRICE, "price_out": PRICE}
+LIMITS["promise"] = (LEAST, 120, "give seconds: for 2,000 ms 2")
+LIMITS["wage"] = (LEAST, 1_000, "give USD an hour: a year's over 1,800")
+LIMITS["peak"] = (1, 1_000, "give the busiest hour over the mean one: 1 or more")
+MAY_BE_0 = ("build_weeks", "review_days", "retrain_days", "oncall_days", "thinking")
+MAY_BE_0 += ("spread", "reviewed", "cases")
+LIMITS |= dict.fromkeys(MAY_BE_0, (0, math.inf, "give 0 or more"))
+
+
 def _refuse_nonsense(x: Inputs) -> None:
     """Raise ValueError, one line that says what to do, for numbers that cannot be."""
     for one in fields(x):
-        value, name = getattr(x, one.name), "--" + one.name.replace("_", "-")
+        value = getattr(x, one.name)
         if value is None or isinstance(value, bool | str):
             continue
-        if not math.isfinite(value):
-            raise ValueError(f"{name} is {value}: give a number")
-        shares = ("accuracy", "margin", "same_prefix", "misses", "batch_share")
-        shares += ("need", "differ")
-        if one.name in shares and not 0 <= value <= 1:
-            example = (
-                f": for {value:g} per cent give {value / 100:g}" if value > 1 else ""
-            )
-            raise ValueError(f"{name} is a share from 0 to 1, not {value:g}{example}")
-        if one.name.startswith("gap") and not -1 <= value <= 1:
-            raise ValueError(f"{name} is a share from -1 to 1: 2 points are 0.02")
-        zero = ("same_prefix", "misses", "batch_share", "thinking", "spread", "differ")
-        zero += ("review_days", "retrain_days", "oncall_days", "reviewed", "cases")
-        zero += ("build_weeks", "price_in")
-        if not one.name.startswith("gap") and (
-            value < 0 or (value == 0 and one.name not in zero)
-        ):
-            least = "0 or more" if one.name in zero else "more than 0"
-            raise ValueError(
-                f"{name} is {value:g}: give {least} ({one.metadata['help']})"
-            )
-    dearest = max(x.price_in, x.price_out)
-    if dearest < 0.02:
-        raise ValueError(
-            f"a price of {dearest:g} USD per million tokens is below any we know: "
-            f"if it is per thousand tokens, give {1000 * dearest:g}"
-        )
-    if dearest > 1_000:
-        raise ValueError(
-            f"prices are USD per million tokens: {dearest:g} cannot be one"
-        )
-    if x.promise > 120:
-        raise ValueError(
-            f"--promise is in seconds: for {x.promise:g} ms give {x.promise / 1000:g}"
-        )
-    if x.wage > 1_000:
-        raise ValueError(
-            f"--wage is USD an hour, not {x.wage:g}: divide a year's by 1,800"
-        )
-    if x.peak < 1:
-        raise ValueError(
-            f"--peak is the busiest hour over the mean: 1 or more, not {x.peak:g}"
-        )
-    if x.p95 is not None and x.p95 < x.promise:
-        raise ValueError("--p95 is for 95 of 100 answers: it cannot be below --promise")
-    if (x.gap_low is None) != (x.gap_high is None) or (x.gap_low or 0) > (
-        x.gap_high or 0
-    ):
-        raise ValueError("give --gap-low and --gap-high together, the low end first")
-    if x.answers_per_second is not None and x.gpu not in GPUS:
-        raise ValueError(f"say with --gpu where it was measured: {', '.join(GPUS)}")
+        low, high, words = LIMITS.get(one.name, NOT_0)
+        if not (low <= value <= high and math.isfinite(value)):
+            says = f"{_flag(one.name)} is {value:g} ({one.metadata['help']})"
+            raise ValueError(f"{says}: {words}")
+    price, p95 = max(x.price_in, x.price_out), x.p95 or math.inf
+    low, high = x.gap_low or 0, x.gap_high or 0
+    wrong = {
+        f"{price:g} USD per million tokens is below any price that we know: if it is "
+        f"per thousand, give {1000 * price:g}": price < 0.02,
+        "--p95, for 95 of 100 answers, cannot be below --promise": p95 < x.promise,
+        "give --gap-low and --gap-high together, the low end first": low > high
+        or (x.gap_low is None) != (x.gap_high is None),
+        f"say with --gpu where you measured: {', '.join(GPUS)}": x.gpu not in GPUS
+        and (x.gpu is not None or x.answers_per_second is not None),
+    }
+    for words, is_so in wrong.items():
+        if is_so:
+            raise ValueError(words)
 
 
-# --- the command ------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------
 
-EXAMPLE = (
-    "--volume 3000000 --tokens-in 1800 --tokens-out 250 --model claude-sonnet-5.5 "
-)
-EXAMPLE += "--accuracy 0.93 --promise 2 --peak 3 --wage 60"
+EXAMPLE = "--volume 3000000 --tokens-in 1800 --tokens-out 250 "
+EXAMPLE += "--model claude-sonnet-5.5 --accuracy 0.93 --promise 2 --peak 3 --wage 60"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with what to do."""
+        sys.exit(f"decide: {message}  (--help tells all numbers)")
+
+
+def read(words: list[str]) -> Inputs:
+    """Read the command's words; ends the program or raises where they do not do."""
+    parser = Parser("utils.costs.decide", allow_abbrev=False)
+    for one in fields(Inputs):
+        flag, words_of = _flag(one.name), one.metadata["help"]
+        if isinstance(one.default, Guess):
+            low, high = one.default.ends
+            words_of += f" (our guess: {one.default:g}, {low:g} to {high:g})"
+        if isinstance(one.default, bool):
+            parser.add_argument(flag, action="store_true", help=words_of)
+        else:
+            parser.add_argument(flag, type=one.type, help=words_of)
+    if any(word.startswith("--util") for word in words):
+        parser.error("utilisation follows from volume, speed and promise: leave it out")
+    given = {k: v for k, v in vars(parser.parse_args(words)).items() if v is not None}
+    if "model" in given and not {"price_in", "price_out"} & given.keys():
+        price = load_prices().model(given["model"])
+        given |= {"price_in": price.input, "price_out": price.output}
+    needs = [one.name for one in fields(Inputs) if one.default is MISSING]
+    missing = [_flag(name) for name in needs if name not in given]
+    if missing:
+        parser.error(f"give {', '.join(missing)}, too (--model has the prices)")
+    return Inputs(**given)
 
 
 def main(words: list[str]) -> None:
     """Read the numbers, print the memo and write it to runs/decision.md."""
-    example = not words
-    words = words or EXAMPLE.split()
-    use = "python -m utils.costs.decide " + EXAMPLE + "  (--help names all)"
-    parser = argparse.ArgumentParser(usage=use, allow_abbrev=False)
-    for one in fields(Inputs):
-        name = "--" + one.name.replace("_", "-")
-        if isinstance(one.default, bool):
-            parser.add_argument(name, action="store_true", help=one.metadata["help"])
-            continue
-        text = one.name in ("model", "gpu")
-        parser.add_argument(name, type=str if text else _number, help=_help(one))
-    if any(word.startswith("--util") for word in words):
-        parser.error(
-            "utilisation is computed from volume, speed and promise: leave it out"
-        )
-    given = {k: v for k, v in vars(parser.parse_args(words)).items() if v is not None}
     try:
-        if "price_in" not in given and "price_out" not in given:
-            if "model" not in given:
-                raise ValueError("give --model, or both --price-in and --price-out")
-            found = load_prices().model(given["model"])
-            given |= {"price_in": found.input, "price_out": found.output}
-        missing = [
-            f.name
-            for f in fields(Inputs)
-            if f.default is MISSING and f.name not in given
-        ]
-        if missing:
-            names = ", ".join("--" + name.replace("_", "-") for name in missing)
-            raise ValueError(f"give {names}, too")
-        decision = decide(Inputs(**given))
+        decision = decide(read(words or EXAMPLE.split()))
     except (ValueError, LookupError) as error:
         sys.exit(f"decide: {error.args[0]}")
-    text = memo.write(decision, example)
+    text = memo.write(decision, example=not words)
     path = PRICE_FILE.parents[1] / "runs" / "decision.md"
     path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")
     print(text)
-    print(f"Written to {path.parent.name}/{path.name}.")
-    if example:
+    print("Written to runs/decision.md.")
+    if not words:
         print(f'With your numbers: make decide ARGS="{EXAMPLE}"')
 
 
-def _number(word: str) -> float:
-    try:
-        return float(word.replace(",", "").replace("_", ""))
-    except ValueError:
-        message = f"{word!r} is no number: write 0.93 or 3000000"
-        raise argparse.ArgumentTypeError(message) from None
-
-
-def _help(one: Any) -> str:
-    words = one.metadata["help"].replace("%", "%%")
-    if "range" in one.metadata:
-        low, high = one.metadata["range"]
-        words += f" (our guess: {one.default:g}, {low:g} to {high:g})"
-    return words
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 if __name__ == "__main__":
