@@ -192,9 +192,12 @@ def ladder(steps, dollars, volumes):
     named = {step["name"]: SimpleNamespace(**step) for step in steps}
     unit = f"right on all three databases, % of {steps[0]['n']} cases"
     plots.bars(axes, named, unit, 100)
+    axes.set_title(question, pad=30)  # above the heads of the columns
     words = {"va": "center", "fontsize": 9, "annotation_clip": False}
     axes.annotate("gain over the bar above", (118, -0.75), **words)
     for row, (before, step) in enumerate(itertools.pairwise(steps), start=1):
+        if step["name"] == "untrained":  # another beginning, no step down
+            continue
         gain = paired_difference(before["right"], step["right"]).difference
         axes.annotate(gain.points(), (118, row), **words)
     axes.annotate("USD per 1,000 right answers at", (192, -1.25), **words)

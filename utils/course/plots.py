@@ -124,6 +124,7 @@ def tornado(
     to the edge.
     """
     known = [x for ends in [*swings.values(), (centre,)] for x in ends if x < np.inf]
+    known = known or [1.0]
     left, edge = min(known) / 6, 6 * max(known)  # room for the values
     for row, ends in enumerate(swings.values()):
         low, high = sorted(min(end, edge) for end in ends)
