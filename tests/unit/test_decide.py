@@ -340,3 +340,8 @@ def test_each_price_that_the_memo_uses_has_an_address_and_a_date():
     raw = json.loads((ROOT / "data" / "prices.json").read_text(encoding="utf-8"))
     for name, price in (raw["models"] | raw["hosted"] | raw["compute"]).items():
         assert price["url"].startswith("https://") and price["date"], name
+
+
+def test_every_part_must_hold():
+    assert module.every(True, None) is None and decide.every(None, False) is False
+    assert module.every(True, True) is True

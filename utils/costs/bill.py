@@ -229,11 +229,6 @@ def swings(
     return {name: found[name] for name in sorted(found, key=width, reverse=True)}
 
 
-def every(*parts: bool | None) -> bool | None:
-    """Join by and: False if one is, else None if one is unknown."""
-    return False if False in parts else None if None in parts else True
-
-
 def explain(before: dict[str, bool | None], after: dict[str, bool | None]) -> str:
     """Say which signals differ: why the same rule gives another verdict, or not."""
     words = {True: "on", False: "off", None: "not measured"}

@@ -201,9 +201,9 @@ def decide(x: Inputs) -> Decision:
     short = x.need is not None and x.accuracy < x.need
     signals = {
         # Where a cheaper model may do, the question of equal quality comes after it.
-        "cost": True if switch and equal is not False else _every(money, equal),
-        "latency": _every(late, in_time, equal),
-        "quality": _every(short, better),
+        "cost": True if switch and equal is not False else every(money, equal),
+        "latency": every(late, in_time, equal),
+        "quality": every(short, better),
     }
     few = x.reviewed is not None and x.reviewed < MIN_REVIEWED
     few = few or (x.cases is not None and x.cases < MIN_CASES)
@@ -470,7 +470,8 @@ def _above(x: Inputs, level: float) -> bool | None:
     return True if x.gap_low > level else False if x.gap_high < level else None
 
 
-def _every(*parts: bool | None) -> bool | None:
+def every(*parts: bool | None) -> bool | None:
+    """Join by and: False if one is, else None if one is unknown."""
     return False if False in parts else None if None in parts else True
 
 

@@ -129,8 +129,22 @@ def at_promise(
     `slots` answers run on a machine at a time, each in `seconds`. `peak` is the busiest
     hour's rate over the mean: machines for the peak are paid all month.
     """
-    load = highest_load(seconds, machines * slots, promise)
-    return _capacity(seconds, machines, load, usd_per_hour, peak, slots)
+    servers = machines * slots
+    load = highest_load(seconds, servers, promise)
+    rate = load * servers / float(np.mean(seconds))
+    per_month = rate / peak * MONTH
+    usd = machines * usd_per_hour * MONTH / 3600
+    return Capacity(
+        machines=machines,
+        load=load,
+        utilisation=load / peak,
+        median=quantile(seconds, servers, load, 0.5),
+        p95=quantile(seconds, servers, load, 0.95),
+        answers_per_second=rate,
+        answers_a_month=per_month,
+        usd_a_month=usd,
+        usd_per_answer=usd / per_month if per_month else math.inf,
+    )
 
 
 def machines_for(
@@ -165,49 +179,6 @@ def machines_for(
         middle = (least + most) // 2
         least, most = (least, middle) if enough(middle) else (middle, most)
     return most
-
-
-def at_volume(
-    seconds: ArrayLike,
-    per_month: float,
-    promise: Promise,
-    usd_per_hour: float,
-    peak: float = 1.0,
-    slots: int = 1,
-) -> Capacity:
-    """Give what the fewest machines that answer `per_month` calls in time do and cost.
-
-    Raises ValueError where no number of machines keeps the promise.
-    """
-    machines = machines_for(seconds, per_month, promise, peak, slots)
-    busy = per_month * peak / MONTH * float(np.mean(seconds))
-    load = busy / (machines * slots)
-    return _capacity(seconds, machines, load, usd_per_hour, peak, slots)
-
-
-def _capacity(
-    seconds: ArrayLike,
-    machines: int,
-    load: float,
-    usd_per_hour: float,
-    peak: float,
-    slots: int,
-) -> Capacity:
-    servers = machines * slots
-    rate = load * servers / float(np.mean(seconds))
-    per_month = rate / peak * MONTH
-    usd = machines * usd_per_hour * MONTH / 3600
-    return Capacity(
-        machines=machines,
-        load=load,
-        utilisation=load / peak,
-        median=quantile(seconds, servers, load, 0.5),
-        p95=quantile(seconds, servers, load, 0.95),
-        answers_per_second=rate,
-        answers_a_month=per_month,
-        usd_a_month=usd,
-        usd_per_answer=usd / per_month if per_month else math.inf,
-    )
 
 
 def _checked(seconds: ArrayLike) -> NDArray[np.float64]:

@@ -111,40 +111,6 @@ def skeleton(sql: str) -> str:
     return _text(_parse(normalise(sql)).transform(blank))
 
 
-def component_differences(got: str, want: str) -> list[str]:
-    """Name the parts in which two queries differ, such as ["period", "filter"].
-
-    Component matching as in Spider (Yu et al. 2018). The names are: no query, table,
-    metric, grouping, filter, period, ranking, shape.
-    """
-    try:
-        a, b = _parse(normalise(got)), _parse(normalise(want))
-    except ValueError:
-        return ["no query"]
-    in_a, in_b = _components(a), _components(b)
-    found = [name for name in in_a if in_a[name] != in_b[name]]
-    return found or ([] if a == b else ["shape"])
-
-
-def _components(tree: exp.Expression) -> dict[str, set[str]]:
-    """Take a query apart into sets of texts by what they decide."""
-    conditions: set[str] = set()
-    for where in tree.find_all(exp.Where):
-        conditions.update(_text(part) for part in _anded(where.this))
-    dated = {text for text in conditions if _DAY.search(text)}
-    columns = {_text(column) for column in tree.expressions}
-    measures = {text for text in columns if "(" in text}
-    days = set(_DAY.findall(_text(tree)))
-    return {
-        "table": {_text(node) for node in tree.find_all(exp.Table)},
-        "metric": {_DAY.sub("day", text) for text in measures},
-        "grouping": columns - measures,
-        "filter": conditions - dated,
-        "period": days | {_DAY.sub("", text) for text in dated},
-        "ranking": {_text(node) for node in tree.find_all(exp.Order, exp.Limit)},
-    }
-
-
 def _compact(sql: str) -> str:
     """Write what is outside quotes in lower case, without spaces around operators."""
     parts = _QUOTED.split(sql)  # outside and inside in turn
