@@ -343,5 +343,5 @@ def test_each_price_that_the_memo_uses_has_an_address_and_a_date():
 
 
 def test_every_part_must_hold():
-    assert module.every(True, None) is None and decide.every(None, False) is False
+    assert module.every(True, None) is None and module.every(None, False) is False
     assert module.every(True, True) is True
