@@ -11,8 +11,9 @@ yours, which on Modal must stand alone:
     def score(prompts, completions, **columns):
         "Return a float for each completion (a list of one message), or None."
 
-Other flags are TRL's (GRPOConfig, ModelConfig), but load_in_4bit has no effect. Started
-again, a run goes on from its last checkpoint. vLLM has not been run with it.
+For a model that calls tools it may be a class: TRL's environment_factory. Other flags
+are TRL's (GRPOConfig, ModelConfig), but load_in_4bit has no effect. Started again, a
+run goes on from its last checkpoint. vLLM has not been run with it.
 """
 
 import argparse
@@ -137,14 +138,15 @@ def train(
         model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
     if lora := None if adapter else get_peft_config(source):
         lora.layers_to_transform = layers
+    pays = "environment_factory" if isinstance(reward, type) else "reward_funcs"
     trainer = (trainer_class or GRPOTrainer)(
         model,
-        reward_funcs=reward,
         args=args,
         train_dataset=Dataset.from_list(data),
         processing_class=AutoTokenizer.from_pretrained(name, revision=revision),
         peft_config=lora,
         callbacks=[JsonlLogger(), *callbacks],
+        **{pays: reward},
     )
     if args.use_vllm:
         keep_base(trainer.model, trainer.vllm_generation)
@@ -162,7 +164,7 @@ def train(
 
 
 def load_reward(path: str, name: str) -> Callable[..., list[float]]:
-    """Take a function out of a file, which may import what lies beside it."""
+    """Take a function or a class out of a file, which may import its neighbours."""
     sys.path.insert(0, str(Path(path).resolve().parent))
     spec = importlib.util.spec_from_file_location("reward_file", path)
     module = importlib.util.module_from_spec(spec)
@@ -185,8 +187,7 @@ def read_flags(flags: list[str] | None = None) -> dict[str, Any]:
         parser.error(f"--reward is file.py:function; there is no file {path!r}")
     lines = own.data.read_text("utf-8-sig").split("\n")
     rows = [json.loads(line) for line in lines if line.strip()]
-    changed = {"data": rows, "reward": [path, function], "flags": of_trl}
-    return vars(own) | changed
+    return vars(own) | {"data": rows, "reward": [path, function], "flags": of_trl}
 
 
 @app.function(image=image, gpu=GPU, volumes={"/runs": runs}, timeout=SECONDS, **BOX)
