@@ -14,6 +14,7 @@ project = html_title = "Beneath the API"
 extensions = ["myst_nb"]
 root_doc = "README"
 include_patterns = ["README.md", "data/README.md", "notebooks/[0-9]*.ipynb"]
+include_patterns += ["notebooks/workshop/solutions.md"]
 exclude_patterns = [".*", "runs", "site", "tests", "utils", "**/.*", "data/runs"]
 smartquotes = False
 highlight_language = "none"
@@ -34,6 +35,7 @@ SIDEBAR = """
 :glob:
 
 notebooks/*
+notebooks/workshop/solutions
 data/README
 ```
 """

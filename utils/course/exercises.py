@@ -1,15 +1,17 @@
 """Exercises that check themselves: `check("02.1", answer)`.
 
 What is right stands in data/exercises.json, a row an exercise: a number with the
-distance that still counts as right, a word, or calls of a function with what each must
-return. A test computes all of them from the data. Six answers are tried by a few lines
-here. None of it calls the modules that the exercises are about.
+distance that still counts as right, words, or calls of a function with what each must
+return. Beside them stand hints: one for each place of a list, each call, and each wrong
+value that readers often get (`near`); `hint` is for all else. A few answers are tried
+by a few lines here. None of it calls the modules that the exercises are about.
 """
 
 import copy
 import itertools
 import json
 import math
+import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -21,7 +23,6 @@ from utils.course.run import ROOT
 
 DATA = ROOT / "data"
 ROWS = json.loads((DATA / "exercises.json").read_text(encoding="utf-8"))
-TESTS: dict[str, Callable[[Any], bool]] = {}
 
 
 @dataclass(frozen=True)
@@ -51,46 +52,69 @@ def check(name: str, answer: Any) -> Verdict:
     empty = isinstance(answer, str | list | dict) and not answer
     if answer is ... or answer is None or empty:
         return Verdict(False, f"{name}: no answer yet.")
+    test = TESTS.get(name) or (_call if "calls" in row else _compare)
     try:
-        right = TESTS[name](answer) if name in TESTS else _fits(row, answer)
+        hint = test(row, answer)
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
-        return Verdict(
-            False, f"{name}: the answer cannot be checked ({why}). {row['hint']}"
-        )
-    message = f"{name}: right." if right else f"{name}: not yet. {row['hint']}"
-    return Verdict(right, message)
+        hint = f"The answer cannot be checked ({why}). {row['hint']}"
+    return Verdict(not hint, f"{name}: not yet. {hint}" if hint else f"{name}: right.")
 
 
-def _fits(row: dict[str, Any], answer: Any) -> bool:
-    """Whether an answer is the row's word or number, or returns the row's values."""
-    if "calls" not in row:
+def _call(row: dict[str, Any], answer: Any) -> str:
+    """Call a function with each row's inputs."""
+    if not callable(answer):
+        return "A function is asked for: give its name, without brackets."
+    for inputs, value, hint in row["calls"]:
+        found = answer(*copy.deepcopy(inputs))
+        if not _same(found, value):
+            given = ", ".join(map(repr, inputs))
+            return f"For ({given}) it returns {found!r}. {hint}"
+    return ""
+
+
+def _compare(row: dict[str, Any], answer: Any) -> str:
+    """Compare with the right answer, then with wrong ones that readers often get."""
+    right, tolerance = row["answer"], row.get("tolerance", 0)
+    answer = _plain(answer, right)
+    if _same(answer, right, tolerance):
+        return ""
+    for wrong, hint in row.get("near", []):
+        if _same(answer, wrong, tolerance):
+            return hint
+    if isinstance(right, list) and len(answer) == len(right):
+        places = zip(answer, right, row.get("hints", []), strict=False)
+        for place, (one, other, hint) in enumerate(places, start=1):
+            if not _same(one, other, tolerance):
+                return f"Look at number {place} again. {hint}"
+    return row["hint"]
+
+
+def _plain(answer: Any, right: Any) -> Any:
+    """Read what means the same: words in other forms, a number or a list as text."""
+    if isinstance(right, list):
         if isinstance(answer, str):
-            answer = answer.strip().lower().rstrip(":")
-        return _same(answer, row["answer"], row.get("tolerance", 0))
-    for inputs, value in row["calls"]:
-        if not _same(answer(*copy.deepcopy(inputs)), value):
-            return False
-    return True
+            answer = re.findall(r"[^\s,;\[\]()]+", answer)
+        parts = sorted(answer) if isinstance(answer, set) else answer
+        return [_plain(one, right[0]) for one in parts]
+    if isinstance(answer, bool) and isinstance(right, str):
+        return "yes" if answer else "no"
+    if isinstance(answer, str):
+        answer = answer.strip(" \n.:'\"").lower()
+        return answer if isinstance(right, str) else float(answer.replace(",", ""))
+    return answer
 
 
 def _same(found: Any, value: Any, tolerance: float = 1e-6) -> bool:
-    if isinstance(value, list):
-        pairs = itertools.zip_longest(found, value)
-        return all(_same(*pair) for pair in pairs)
-    if isinstance(value, str):
+    if value is None:  # NaN says the same
+        return found is None or found != found
+    if found is None or isinstance(value, str):
         return found == value
-    return math.isclose(found, value, rel_tol=0, abs_tol=tolerance)
-
-
-def _test_of(name: str) -> Callable:
-    """Make a function the test of an exercise's answer."""
-
-    def keep(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
-        TESTS[name] = test
-        return test
-
-    return keep
+    if isinstance(value, list):
+        found = list(found)
+        pairs = zip(found, value, strict=False)
+        return len(found) == len(value) and all(_same(*p, tolerance) for p in pairs)
+    return math.isclose(found, value, abs_tol=tolerance)
 
 
 def _query(sql: str) -> list[list[tuple]]:
@@ -109,38 +133,28 @@ MARCH = (
 )
 
 
-@_test_of("01.3")
-def _timed_out(answer: dict) -> bool:
+def _timed_out(row: dict, answer: dict) -> str:
     spans = [one["attributes"] for one in answer["spans"] if one["kind"] == "llm"]
     chat, reply = (f"gen_ai.{way}.messages" for way in ("input", "output"))
-    asked = [said for said in spans[0][chat] if said["role"] == "user"]
-    known = answer["trace_id"] and answer["time"] and asked[-1]["content"]
-    late = spans[-1]["error.type"] == "timeout" and not spans[-1].get(reply)
-    return bool(known and late)
+    if not (answer["trace_id"] and answer["time"]):
+        return "A trace needs an id and a time: later steps join and sort by them."
+    if not [said for said in spans[0][chat] if said["role"] == "user"][-1]["content"]:
+        return "The question is missing: without it nobody can ask it again."
+    if "timeout" not in spans[-1]["error.type"].lower():
+        return "'error.type' says what happened, here 'timeout'."
+    if spans[-1].get(reply):
+        return "It holds a reply: then it would count as answered and be trained on."
+    return ""
 
 
-@_test_of("02.3")
-def _lucky(answer: str) -> bool:
+def _lucky(row: dict, answer: str) -> str:
     live, *twins = _query(answer)
     right, *right_on_twins = _query(MARCH)
-    return live == right and twins != right_on_twins
-
-
-@_test_of("04.1")
-def _other_spelling(answer: str) -> bool:
-    text = answer.lower()
-    days = ">=" in text and "<" in text.replace("<>", "") and "between" not in text
-    named = " as " in text.partition(" from ")[0]  # the column, not the table
-    return days and named and _query(answer) == _query(MARCH)
-
-
-@_test_of("05.3")
-def _worst_bill(answer: tuple[str, float]) -> bool:
-    name, usd = answer
-    price = json.loads((DATA / "prices.json").read_text(encoding="utf-8"))
-    gpu = price["compute"][name]
-    hours = 24 * 2 * 0.5  # calls, attempts, half an hour each
-    return gpu["unit"] == "usd_per_hour" and abs(usd - hours * gpu["price"]) <= 0.01
+    if live != right:
+        return f"On the live warehouse it gives {live[:2]}. {row['hint']}"
+    if twins == right_on_twins:
+        return "It is right on all three databases, so nothing shows that it is wrong."
+    return ""
 
 
 SLOWEST = (
@@ -151,8 +165,7 @@ SLOWEST = (
 )
 
 
-@_test_of("07.2")
-def _gamed(answer: tuple[Callable, str]) -> bool:
+def _gamed(row: dict, answer: tuple[Callable, str]) -> str:
     rule, found = answer
     first = (DATA / "practice.jsonl").read_text(encoding="utf-8").partition("\n")[0]
     case, right = json.loads(first), _query(SLOWEST)
@@ -172,30 +185,51 @@ def _gamed(answer: tuple[Callable, str]) -> bool:
     ]
     capitals = SLOWEST.upper().replace("'OFFICE'", "'office'")
     least = min(pay(SLOWEST), pay(capitals))
-    fooled = _query(found) != right and pay(found) >= pay(SLOWEST)
-    return fooled and max(map(pay, wrong)) < least
+    for sql in wrong:
+        if pay(sql) >= least:
+            return f"It pays this as much as a right one: {sql!r}. {row['hint']}"
+    if _query(found) == right:
+        return "The query is right, so the reward is not gamed by it."
+    if pay(found) < pay(SLOWEST):
+        return f"That query is paid {pay(found)}, `right` {pay(SLOWEST)}: search on."
+    return ""
 
 
-@_test_of("07.3")
-def _short_if_right(answer: Callable[[bool, int], float]) -> bool:
+def _short_if_right(row: dict, answer: Callable[[bool, int], float]) -> str:
     wrong = {answer(False, n) for n in (0, 1, 80, 5_000)}
     right = [answer(True, n) for n in (20, 80, 200, 400, 5_000, 100_000)]
+    if len(wrong) > 1:
+        return f"Wrong answers are paid by their length. {row['hint']}"
+    if min(right) <= max(wrong):
+        return "A long right answer (try 100,000) is paid no more than a wrong one."
     falls = all(a > b for a, b in itertools.pairwise(right[:4]))
-    return len(wrong) == 1 and falls and min(right) > max(wrong)
+    return "" if falls else "Of two right answers the shorter must be paid more."
 
 
-@_test_of("11.3")
-def _late_by_region(answer: str) -> bool:
-    right = (
-        "SELECT region, ROUND(100.0*AVG(julianday(delivered_date)"
-        "-julianday(promised_date)>3),1) FROM shipments WHERE is_test=0 AND "
-        "delivered_date IS NOT NULL AND promised_date BETWEEN '2026-05-01' AND "
-        "'2026-05-31' GROUP BY region"
-    )
-    for rows, wanted in zip(_query(answer), _query(right), strict=True):
-        mine = dict(rows)
-        if mine.keys() != dict(wanted).keys():
-            return False
-        if any(abs(mine[region] - share) > 0.011 for region, share in wanted):
-            return False
-    return True
+LATE = (
+    "SELECT region, 100.0*AVG(julianday(delivered_date)"
+    "-julianday(promised_date)>3) FROM shipments WHERE is_test=0 AND "
+    "delivered_date IS NOT NULL AND promised_date BETWEEN '2026-05-01' AND "
+    "'2026-05-31' GROUP BY region"
+)
+
+
+def _late_by_region(row: dict, answer: str) -> str:
+    found = [[*map(list, rows)] for rows in _query(answer)]
+    for old, new, hint in [
+        ["", "", ""],
+        *row["near"],
+    ]:  # the right one, then wrong ones
+        value = [[*map(list, rows)] for rows in _query(LATE.replace(old, new))]
+        if _same(found, value, 0.0501):
+            return hint
+    return row["hint"]
+
+
+TESTS = {  # each returns "" for a right answer, else a hint
+    "01.3": _timed_out,
+    "02.3": _lucky,
+    "07.2": _gamed,
+    "07.3": _short_if_right,
+    "11.3": _late_by_region,
+}
