@@ -140,16 +140,6 @@ def test_settings_are_kept_and_secrets_are_not(client, log):
     assert not [key for key in kept if "top_p" in key]
 
 
-def test_a_chat_that_grows_is_kept_as_it_was(client, log):
-    chat = list(ASKED)
-    for later in ("And in June?", "Thanks"):
-        response = client.chat.completions.create(model="m", messages=chat)
-        chat += [response.choices[0].message, {"role": "user", "content": later}]
-    assert [question for question, _, _ in told(log)] == ["How many?", "And in June?"]
-    said = traces.read(log)[0][1].spans[0]["attributes"][traces.INPUT][1]
-    assert (said["role"], said["content"]) == ("assistant", "hello")
-
-
 def test_errors_are_recorded_and_raised_and_each_try_is_a_trace(chat_server, log):
     async def cancelled():
         async with plain(chat_server, openai.AsyncOpenAI) as client:

@@ -14,16 +14,6 @@ def exponential(mean):
     return lambda rng, n: rng.exponential(mean, n)
 
 
-def erlang_c(rate, mean, servers):
-    """The queue M/M/c in closed form (Erlang 1917): (share that waits, mean wait)."""
-    load = rate * mean
-    blocked = 1.0  # Erlang B, by its recursion, which no factorial overflows
-    for n in range(1, servers + 1):
-        blocked = load * blocked / (n + load * blocked)
-    waits = blocked / (1 - load / servers * (1 - blocked))
-    return waits, waits * mean / (servers - load)
-
-
 def test_creation_limits_short_jobs_and_containers_limit_long_ones():
     work = Work(fixed(1.0), start=fixed(2.0))
     naive = Policy("naive", 100, True, creates_per_second=5, usd_per_second=0.5)
@@ -93,25 +83,6 @@ def test_a_pool_is_a_resource_of_simpy(times, gaps, places):
     work = Work(lambda rng, n: np.array(times, float))
     done = simulate(Policy("pool", places), work, len(times), arrivals=arrivals)
     assert done.finished.tolist() == [ends[number] for number in range(len(times))]
-
-
-@pytest.mark.parametrize(("servers", "load"), [(1, 0.5), (1, 0.8), (3, 2.1), (10, 8.0)])
-def test_waiting_is_as_erlang_says(servers, load):
-    n = 200_000
-    arrivals = np.cumsum(np.random.default_rng(0).exponential(1 / load, n))
-    policy = Policy("M/M/c", servers)
-    found = simulate(policy, Work(exponential(1.0)), n, arrivals=arrivals)
-    waits, mean = erlang_c(load, 1.0, servers)
-    assert (found.waited > 1e-9).mean() == pytest.approx(waits, rel=0.03)
-    assert found.waited.mean() == pytest.approx(mean, rel=0.08)
-
-
-def test_erlang_c_against_hand_computed_cases():
-    share, wait = erlang_c(0.5, 1.0, 1)  # M/M/1: rho waits, rho / (mu - lambda)
-    assert share == pytest.approx(0.5) and wait == pytest.approx(0.5 / 0.5)
-    # M/M/2: C = 2 rho^2 / (1 + rho)
-    assert erlang_c(1.0, 1.0, 2)[0] == pytest.approx(2 * 0.25 / 1.5)
-    assert erlang_c(900.0, 1.0, 1_000)[0] < 0.01  # no factorial overflows
 
 
 def test_the_same_seed_gives_the_same_run():

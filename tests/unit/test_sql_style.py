@@ -171,14 +171,9 @@ WANT = (
     ("old", "new", "same_skeleton"),
     [
         ("sum(qty)", "sum(price)", False),
-        ("region,", "segment,", False),
         ("is_test=0 and ", "", False),
         ("'2026-03-31'", "'2026-04-30'", True),
-        ("2 desc limit 3", "1 desc limit 3", False),
-        ("select ", "select distinct ", False),
-        ("sum(qty) from order_lines", "max(qty) from t", False),
         ("channel='web'", "channel in ('mail','web')", True),
-        ("channel='web'", "channel IN ('web')", True),
     ],
 )
 def test_skeletons(old, new, same_skeleton):

@@ -106,29 +106,21 @@ def call_cost(
     output_tokens: ArrayLike,
     cached_tokens: ArrayLike = 0,
     batch: bool = False,
-    written_tokens: ArrayLike = 0,
 ) -> float | np.ndarray:
     """USD of one call, or of each call where the counts are arrays.
 
-    `cached_tokens` is the part of `input_tokens` read from the cache, `written_tokens`
-    the part written to it, for its shortest life; without a price of their own they are
-    charged as plain input. Reasoning tokens are output. Raises ValueError for
-    impossible counts.
+    `cached_tokens` is the part of `input_tokens` read from the cache; without a price
+    of their own they are charged as plain input. Reasoning tokens are output. Raises
+    ValueError for impossible counts.
     """
-    counts = (input_tokens, output_tokens, cached_tokens, written_tokens)
-    total, out, cached, written = map(np.asarray, counts)
-    negative = any(np.any(count < 0) for count in (out, cached, written))
-    if negative or np.any(cached + written > total):
+    total, out, cached = map(np.asarray, (input_tokens, output_tokens, cached_tokens))
+    if np.any(out < 0) or np.any(cached < 0) or np.any(cached > total):
         raise ValueError(
             "token counts must be 0 or more and cached_tokens at most input_tokens: "
             "count the cached tokens in input_tokens too"
         )
     cached_price = price.input if price.cached_input is None else price.cached_input
-    writes = price.cache.writes if price.cache else []
-    shortest = min(writes, key=lambda write: write.minutes, default=None)
-    write_price = shortest.usd if shortest else price.input
-    usd = (total - cached - written) * price.input + out * price.output
-    usd = usd + cached * cached_price + written * write_price
+    usd = (total - cached) * price.input + out * price.output + cached * cached_price
     usd = usd * (1 - price.batch_discount if batch else 1) / 1e6
     return float(usd) if np.ndim(usd) == 0 else usd
 

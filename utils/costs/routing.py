@@ -72,12 +72,7 @@ def choose_threshold(
     return next(t for t in steps if ((values >= t) & wrong).mean() <= most_wrong)
 
 
-def auroc(
-    confidence: ArrayLike,
-    correct: Sequence[bool],
-    replicates: int = 2_000,
-    seed: int = 0,
-) -> Interval:
+def auroc(confidence: ArrayLike, correct: Sequence[bool]) -> Interval:
     """How often a right answer has a higher confidence than a wrong one; equal: a half.
 
     That is Mann and Whitney's U over the number of pairs (1947), the area under the ROC
@@ -86,7 +81,7 @@ def auroc(
     """
     values, labels = _checked(confidence), np.asarray(correct, bool)
     n = len(labels)
-    chosen = np.random.default_rng(seed).integers(n, size=(replicates, n))
+    chosen = np.random.default_rng(0).integers(n, size=(2_000, n))
     low, high = np.nanquantile(_area(values[chosen], labels[chosen]), [0.025, 0.975])
     return Interval(float(_area(values, labels)), float(low), float(high), n)
 

@@ -50,8 +50,6 @@ def sample(
     out of all traces, hard ones included, so a rate over them holds for the log; where
     chance drew a hard one among them, one "more" fills its place.
     """
-    if n < 1:
-        raise ValueError(f"n should be 1 or more, not {n}")
     rng = random.Random(seed)
     shuffled = rng.sample(list(traces), len(traces))
     # Of traces with one question keep a hard one, then one that somebody reviewed.
@@ -88,10 +86,6 @@ def split(
 
     A trace without a user counts as a user of its own, with a warning.
     """
-    if by not in ("user_id", "time"):
-        raise ValueError(f'by should be "user_id" or "time", not {by!r}')
-    if not 0 < share < 1:
-        raise ValueError(f"share should lie between 0 and 1, not {share}")
     unknown = [trace.trace_id for trace in traces if not getattr(trace, by)]
     if unknown:
         message = f"{len(unknown)} of {len(traces)} traces have no {by}"

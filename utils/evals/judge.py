@@ -45,10 +45,9 @@ class Judge:
 
     def all(self, cases: Sequence[Case], replies: Sequence[str]) -> list[dict]:
         """Judge one reply a case, eight at a time; warns of unread ones."""
-        if len(cases) != len(replies):
-            raise ValueError(f"{len(cases)} cases, but {len(replies)} replies")
+        pairs = list(zip(cases, replies, strict=True))
         with ThreadPoolExecutor(8) as pool:
-            rows = list(pool.map(self, cases, replies))
+            rows = list(pool.map(lambda pair: self(*pair), pairs))
         unread = [row for row in rows if row["verdict"] == "unread"]
         if unread:
             first = f"{unread[0]['id']}: {unread[0]['reason']}"
@@ -178,8 +177,6 @@ def label_agreement(
 
     How many items each reader gave it, how many both did, and kappa of having it.
     """
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} items of one reader, {len(b)} of the other")
     a, b = ([{x} if isinstance(x, str) else set(x) for x in side] for side in (a, b))
     rows = {}
     for code in sorted(set().union(*a, *b)):

@@ -101,24 +101,14 @@ def from_cases(
     answers: Sequence[Any],
     grades: Sequence[Grade] | None = None,
     product: Product | None = None,
-    right: str | None = None,
 ) -> list[Row]:
     """Make a row of each case with its answer: right or wrong and why, and its slices.
 
-    `right` names the cases' key for what is right, by default the first of `RIGHT` that
-    they have. ValueError if there is none, or if the lists differ in length.
+    What is right stands under the first of `RIGHT` that a case has.
     """
-    if right is None:
-        right = next((k for k in RIGHT if any(k in case for case in cases)), None)
-    if cases and right is None:
-        has = ", ".join(cases[0])
-        raise ValueError(f"the cases have {has}: say right=... which of these it is")
-    if grades is None:
-        grades = [None] * len(cases)
-    if not len(cases) == len(answers) == len(grades):
-        raise ValueError("cases, answers and grades differ in length")
-    rows = []
+    rows, grades = [], grades or [None] * len(cases)
     for case, answer, grade in zip(cases, answers, grades, strict=True):
+        right = next((key for key in RIGHT if key in case), "answer")
         row = {
             "id": case["id"],
             "question": case["question"],
@@ -189,8 +179,6 @@ def annotate(
     ids = [str(row.get("id") or "") for row in rows]
     if "" in ids or len(set(ids)) < len(ids):
         raise ValueError('each row needs an "id" of its own, to keep a note under')
-    if isinstance(codes, str):
-        raise ValueError("codes should be a list of names, not one text")
     if not isinstance(codes, Mapping):
         codes = {name: "" for name in codes}
     saved = [note for note in _notes(path) if note["reader"] == reader]
@@ -205,8 +193,6 @@ def annotate(
 
 def _page(rows: list[Row], form: dict | None) -> Page:
     """Put rows into the template, as plain HTML and as data for the script."""
-    if not all(isinstance(row, dict) for row in rows):
-        raise TypeError("rows should be dictionaries, as from_traces makes them")
     filters = _filters(rows[:ROW_LIMIT])
     items, size = [], 0
     for number, row in enumerate(rows[:ROW_LIMIT], 1):

@@ -102,17 +102,9 @@ def contamination(
     test: Sequence[str],
     threshold: float = 60,
     fillers: Set[str] = FILLERS,
-    ignore: str = r"(?!)",
 ) -> Contamination:
-    r"""Return what `train` gives away of `test`, split by how plainly it does.
-
-    `ignore` is a regular expression for what means nothing in your product, as ids:
-    with `r"#?\d{4,}"` ticket 81233 and ticket 90114 ask the same.
-    """
-    left, right = (
-        [normalise(re.sub(ignore, " ", text)) for text in texts]
-        for texts in (train, test)
-    )
+    """Return what `train` gives away of `test`, split by how plainly it does."""
+    left, right = ([normalise(text) for text in texts] for texts in (train, test))
     places: dict[str, list[int]] = {}
     for i, text in enumerate(left):
         places.setdefault(text, []).append(i)

@@ -5,15 +5,14 @@ user does who waits. Each request keeps its `start`, from which throughput follo
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
+from utils.evals.harness import sdk_client
 from utils.evals.stats import Interval
 
 QUIET = 0.05  # share of all cores that others may use while a load is measured
@@ -54,7 +53,7 @@ def load(
     def one(api: Any, question: str) -> RequestResult:
         return _ask(api, question, began, {"model": "tidewater"} | options)
 
-    with _client(url, api_key, retries) as api:
+    with sdk_client(url, api_key=api_key, max_retries=retries) as api:
         return _at_once(one, api, questions, clients)
 
 
@@ -76,7 +75,7 @@ def answers(
         tokens = reply.usage.completion_tokens
         return [choice.message.content, tokens, float(np.mean(sure)), min(sure)]
 
-    with _client(url, api_key, retries=2) as api:
+    with sdk_client(url, api_key=api_key) as api:
         return _at_once(one, api, questions, clients)
 
 
@@ -150,21 +149,6 @@ def summary(rows: Sequence[RequestResult]) -> dict[str, float]:
         "p95": float(np.percentile(times, 95)),
         "ttft_p50": float(np.percentile(ttfts, 50)),
     }
-
-
-@contextmanager
-def _client(url: str, api_key: str, retries: int) -> Iterator[Any]:
-    import openai
-
-    # A proxy (HTTP_PROXY) knows no server on this machine.
-    on_loopback = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-    with (
-        openai.DefaultHttpxClient(trust_env=not on_loopback) as http,
-        openai.OpenAI(
-            base_url=url, api_key=api_key, max_retries=retries, http_client=http
-        ) as api,
-    ):
-        yield api
 
 
 def _at_once(
