@@ -163,17 +163,3 @@ def test_the_courses_eval_has_a_version_with_a_second_reading(pool):
     counts = [sum(right[i : i + 250]) for i in range(0, len(right), 250)]
     # launch, terse, caveman, four_rules, fewshot, rules; 1.0 is in test_grading
     assert counts == [91 + 1, 86 + 1, 94, 198 + 1, 241, 250]
-
-
-def test_the_disagreements_are_those_of_judge_and_grader(pool):
-    product, asked = Tidewater(pool), cases.load(DATA / "eval.jsonl")
-    answers = [product.extract(r["reply"]) for r in read_jsonl("recorded/launch.jsonl")]
-    verdicts, found = read_jsonl("judges/policy.jsonl"), []
-    for i, grade in enumerate(product.grade(asked, answers)):
-        judged = verdicts[i]["verdict"]
-        graded = "pass" if grade.correct else "fail"
-        if judged != graded:
-            found.append((asked[i]["id"], i, judged, graded))
-    told = read_jsonl("disagreements.jsonl")
-    assert [(r["id"], r["case"], r["judge"], r["grader"]) for r in told] == found
-    assert all(row["why"] for row in told) and len(told) == 16

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 from chat_server import completion
 
@@ -21,7 +20,6 @@ UNREAD = [
     '{"verdict": "PASS", "reason": ""}', '{"verdict": true, "reason": ""}',
     '{"verdict": ["pass"], "reason": ""}', '{"verdict": "pass"}',
     '{"verdict": "pass", "reason": null}', '[["verdict", "pass"], ["reason", ""]]',
-    '{"verdict": "fail", "reason": "", "verdict": "pass"}',
 ]  # fmt: skip
 
 
@@ -113,17 +111,6 @@ def test_rogan_gladen_gives_the_corrected_rate(passed, counts, rate):
     assert found.value == pytest.approx(rate)
     assert 0 <= found.low <= found.value <= found.high <= 1
     assert found.n == sum(passed)
-
-
-def test_rogan_gladen_covers_about_95_percent():
-    rng, hits = np.random.default_rng(0), 0
-    for seed in range(200):
-        truth = rng.random(200) < 0.5
-        verdict = np.where(truth, rng.random(200) < 0.9, rng.random(200) < 0.15)
-        observed = rng.random(400) < 0.4 * 0.9 + 0.6 * 0.15
-        found = judge.rogan_gladen(observed, truth, verdict, replicates=500, seed=seed)
-        hits += found.low <= 0.4 <= found.high
-    assert 0.90 <= hits / 200 <= 0.99
 
 
 def test_a_judge_no_better_than_chance_tells_nothing():

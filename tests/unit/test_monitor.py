@@ -150,12 +150,6 @@ def test_a_hostile_id_stays_in_its_cell(run):
     assert "\n# c" not in text and "- `a b # c?`" in text
 
 
-def test_the_courses_own_logs_against_themselves(run):
-    new = (ROOT / "data/traces.jsonl").read_bytes()
-    status, text = run(new, new)
-    assert status == 0 and "`shipments`" in text
-
-
 def test_a_bet_a_day_is_an_average_of_bets():
     bad, days = [0, 0, 1, 1, 1], ["a", "a", "b", "b", "c"]
     found = monitor.evidence(bad, days, 0.2)

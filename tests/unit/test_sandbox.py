@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import sqlite3
@@ -102,19 +101,6 @@ def test_hostile_queries_end_as_named_and_write_nothing(pool, strict, live, quer
         assert result.rows is None and result.error in errors, name
         assert errors <= ERRORS.keys() and 0 < len(result.message) <= 500, name
     assert state(live) == before
-
-
-def test_recorded_queries_run_as_in_bare_sqlite(pool, live):
-    queries = set()
-    for file in (DATA / "recorded").glob("*.jsonl"):
-        for line in file.open():
-            reply = json.loads(line)["reply"]
-            queries.update(re.findall(r"```sql\n(.*?)```", reply, re.S))
-    some = sorted(queries)[::2]
-    assert len(some) > 600
-    bare = sqlite3.connect(f"{live.as_uri()}?mode=ro&immutable=1", uri=True)
-    results = pool.map([("live", sql) for sql in some])
-    assert [r.rows for r in results] == [bare.execute(sql).fetchall() for sql in some]
 
 
 def test_values_come_back_as_they_are(pool):

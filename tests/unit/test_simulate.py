@@ -9,11 +9,6 @@ from hypothesis import strategies as st
 from utils.serving.simulate import Policy, Work, asynchronous, fixed, simulate
 
 
-def exponential(mean):
-    """Times without memory, as the closed forms of queues assume them."""
-    return lambda rng, n: rng.exponential(mean, n)
-
-
 def test_creation_limits_short_jobs_and_containers_limit_long_ones():
     work = Work(fixed(1.0), start=fixed(2.0))
     naive = Policy("naive", 100, True, creates_per_second=5, usd_per_second=0.5)
@@ -83,12 +78,6 @@ def test_a_pool_is_a_resource_of_simpy(times, gaps, places):
     work = Work(lambda rng, n: np.array(times, float))
     done = simulate(Policy("pool", places), work, len(times), arrivals=arrivals)
     assert done.finished.tolist() == [ends[number] for number in range(len(times))]
-
-
-def test_the_same_seed_gives_the_same_run():
-    policy, work = Policy("pool", 3, batch=2), Work(exponential(1.0), exponential(2.0))
-    one, same, other = (simulate(policy, work, 50, seed=s) for s in (4, 4, 5))
-    assert one.finished.tolist() == same.finished.tolist() != other.finished.tolist()
 
 
 def test_an_asynchronous_trainer_waits_less_and_learns_from_older_models():

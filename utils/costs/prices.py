@@ -137,11 +137,8 @@ def cached_call_cost(
 
     The cache keeps them for `minutes`. A share `misses` of the calls comes too late and
     writes them again; the others read them. A prefix below the vendor's minimum is not
-    cached. Raises UnknownPrice where the file has no such cache, and ValueError for
-    misses that are no share.
+    cached. Raises UnknownPrice where the file has no such cache.
     """
-    if not 0 <= misses <= 1:
-        raise ValueError(f"misses is a share from 0 to 1, not {misses}")
     writes = {one.minutes: one.usd for one in price.cache.writes} if price.cache else {}
     if minutes not in writes or price.cached_input is None:
         known = ", ".join(f"{each:g}" for each in writes) or "none"
@@ -159,12 +156,9 @@ def per_correct(cost_per_call: float, right: Any) -> tuple[float, float, float]:
     """USD per correct answer: (value, low, high), infinite where none is right.
 
     `right` is the share of right answers, 0 to 1, with its interval: any object with
-    `value`, `low` and `high`, which is carried through 1/x. Raises ValueError for a
-    share in per cent.
+    `value`, `low` and `high`, which is carried through 1/x.
     """
     shares = (right.value, right.high, right.low)
-    if not all(-1e-9 <= share <= 1 + 1e-9 for share in shares):
-        raise ValueError(f"want shares from 0 to 1, not per cent: {shares}")
     # Below 1e-9 a share is 0 that rounding has touched.
     value, low, high = (cost_per_call / s if s > 1e-9 else math.inf for s in shares)
     return value, low, high

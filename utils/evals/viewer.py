@@ -25,6 +25,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from utils.evals.types import Case, Grade, Product
+from utils.logs import jsonl
 from utils.logs.importers import ARGUMENTS, INPUT, OUTPUT, RESULT
 from utils.logs.traces import Trace
 
@@ -364,18 +365,13 @@ def save(path: str | Path, source: str | Path) -> int:
     if bad:
         raise ValueError(f"nothing was saved: {'; '.join(bad[:5])}")
     path = Path(path).expanduser()
-    old = {(note["reader"], note["id"]): note for note in _notes(path)}
-    lines = []
+    old = {(note["reader"], note["id"]): note["time"] for note in _notes(path)}
+    count = 0
     for note in new:
         before = old.get((note["reader"], note["id"]))
-        if before is None or before["time"] < note["time"]:
-            lines.append(json.dumps(note, ensure_ascii=False) + "\n")
-    count = len(lines)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
-        lines.insert(0, "\n")  # the last line was cut or edited by hand
-    with path.open("a", encoding="utf-8", errors="replace", newline="\n") as file:
-        file.writelines(lines)
+        if before is None or before < note["time"]:
+            jsonl.append(path, note)
+            count += 1
     print(f"{count} new in {path.name}, {len(new) - count} were there or are older.")
     return count
 

@@ -27,7 +27,6 @@ class RequestResult:
     seconds: float  # to the end of the answer, or to the refusal
     status: int  # of HTTP; 0: no connection, or it broke off
     tokens: int  # of the answer
-    text: str = ""
 
     @property
     def row(self) -> list[Any]:
@@ -164,7 +163,7 @@ def _ask(
 ) -> RequestResult:
     import openai
 
-    start, ttft, pieces, tokens, status = time.perf_counter(), None, [], 0, 200
+    start, ttft, tokens, status = time.perf_counter(), None, 0, 200
     try:
         stream = api.chat.completions.create(
             messages=[{"role": "user", "content": question}],
@@ -173,12 +172,11 @@ def _ask(
             **options,
         )
         for event in stream:
-            if event.choices and (text := event.choices[0].delta.content):
+            if event.choices and event.choices[0].delta.content:
                 ttft = ttft or time.perf_counter() - start
-                pieces.append(text)
             if event.usage:
                 tokens = event.usage.completion_tokens
     except openai.APIError as error:
         status = getattr(error, "status_code", 0)
-    seconds, text = time.perf_counter() - start, "".join(pieces)
-    return RequestResult(start - began, ttft, seconds, status, tokens, text)
+    seconds = time.perf_counter() - start
+    return RequestResult(start - began, ttft, seconds, status, tokens)

@@ -116,44 +116,33 @@ class ModalPool:
     def _answer(self, jobs: list[Job]) -> list[Result]:
         """Answer jobs in one sandbox; if it ends at them, each once more, alone."""
         results, _ = self._try(jobs)
-        return results or [self._alone(job) for job in jobs]
+        if results:
+            return results
+        answers = []
+        for job in jobs:
+            results, why = self._try([job])
+            message = f"its sandbox ended at it, twice {why}".strip()
+            answers += results or [Result(None, "crashed", message)]
+        return answers
 
-    def _alone(self, job: Job) -> Result:
-        """Answer one job in a sandbox that has just proved to be well."""
-        results, why = self._try([job], check=True)
-        crashed = Result(
-            None, "crashed", f"its sandbox ended at it, twice {why}".strip()
-        )
-        return results[0] if results else crashed
-
-    def _try(
-        self, jobs: list[Job], check: bool = False
-    ) -> tuple[list[Result] | None, str]:
+    def _try(self, jobs: list[Job]) -> tuple[list[Result] | None, str]:
         """Let an idle sandbox answer; if it does not, it makes room for another one."""
         sandbox = self._idle.get()
         try:
-            if sandbox and check and not self._ask(sandbox, self._easy())[0]:
-                sandbox = _end(sandbox)  # of age, say
-            sandbox = sandbox or self._open()
-            results, why = self._ask(sandbox, jobs)
-            if results is None:  # the sandbox is gone, of age or by what ran in it
-                sandbox = _end(sandbox)
+            while True:
+                is_new = sandbox is None
+                sandbox = sandbox or self._create()
+                results, is_well, why = self._ask(sandbox, jobs)
+                if results is None:
+                    sandbox = _end(sandbox)
+                if results or is_well:
+                    return results, why
+                if is_new:
+                    message = "a new Modal sandbox does not answer. It says: "
+                    raise UnavailableError(message + why)
+                # It ended before the jobs came, of age, say: another one.
         finally:
             self._idle.put(sandbox)
-        return results, why
-
-    def _easy(self) -> list[Job]:
-        return [(next(iter(self.databases)), "select 1")]
-
-    def _open(self) -> "modal.Sandbox":
-        """Create a sandbox, and see that it answers."""
-        sandbox = self._create()
-        results, why = self._ask(sandbox, self._easy())
-        if results and results[0].rows == [(1,)]:
-            return sandbox
-        _end(sandbox)
-        why = why or results[0].message
-        raise UnavailableError(f"a new Modal sandbox does not answer. It says: {why}")
 
     def _create(self) -> "modal.Sandbox":
         """Create a sandbox, not sooner than the rate allows."""
@@ -189,25 +178,30 @@ class ModalPool:
 
     def _ask(
         self, sandbox: "modal.Sandbox", jobs: list[Job]
-    ) -> tuple[list[Result] | None, str]:
-        """Let one sandbox answer; None if it does not, and what is known of why."""
+    ) -> tuple[list[Result] | None, bool, str]:
+        """Let one sandbox answer.
+
+        Returns None if it does not; whether it was well before; what is known of why.
+        """
         from modal.exception import Error
 
         inside = {name: f"data/{path.name}" for name, path in self.databases.items()}
         request = {"databases": inside, "limits": asdict(self.limits), "jobs": jobs}
         most = STARTUP + len(jobs) * (self.limits.seconds + GRACE)
         command = ("python", "-m", "utils.serving.modal_sandbox")
+        lines = []
         try:
             process = sandbox.exec(*command, workdir=HOME, timeout=int(most))
             process.stdin.write(ENCODE(request))
             process.stdin.write_eof()
             process.stdin.drain()
-            lines = process.stdout.read().splitlines()
-            if process.wait() or len(lines) != len(jobs):
-                return None, process.stderr.read().strip()[-500:]
-            return [_result(*DECODE(line)) for line in lines], ""
+            for line in process.stdout:
+                lines.append(line)
+            if process.wait() or len(lines) != 1 + len(jobs):
+                return None, bool(lines), process.stderr.read().strip()[-500:]
+            return [_result(*DECODE(line)) for line in lines[1:]], True, ""
         except (Error, ValueError, TypeError) as error:  # it ended, or spoke no JSON
-            return None, f"{type(error).__name__}: {error}"
+            return None, bool(lines), f"{type(error).__name__}: {error}"
 
 
 def _end(sandbox: "modal.Sandbox") -> None:
@@ -228,6 +222,8 @@ def main() -> None:
     request = json.load(sys.stdin)
     limits = Limits(**request["limits"])
     with SandboxPool(request["databases"], limits=limits) as pool:
+        if pool.run("select 1").rows == [(1,)]:
+            print("well", flush=True)
         for result in pool.map([tuple(job) for job in request["jobs"]]):
             row = (result.rows, result.error, result.message, result.seconds)
             print(ENCODE([*row, result.columns]))
