@@ -19,11 +19,9 @@ def test_a_point_by_hand():
     assert point.deferral_rate == 0.25 and point.usd == pytest.approx(3.0)
     assert point.correct == [True, True, True, False]
     assert point.deferred == [False, True, False, False]
-    assert point.spent == [1, 9, 1, 1]
     # Each case has its own price at the large model.
     point = Cascade(SURE, SMALL, LARGE, 1.0, [100, 2, 4, 6]).at(0.6)
     assert point.deferral_rate == 0.75 and point.usd == pytest.approx(4.0)
-    assert point.spent == [1, 3, 5, 7]
     assert point.correct == [True, True, False, True]
     # Equal confidences are deferred together.
     points = Cascade(SURE, SMALL, LARGE, 1.0, 8.0).curve()

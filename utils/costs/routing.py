@@ -18,12 +18,10 @@ from utils.evals.stats import Interval
 class OperatingPoint:
     """One threshold: the share deferred, and what an answer then costs in USD."""
 
-    threshold: float
     deferral_rate: float
     usd: float
     correct: list[bool]  # for each case, of the answer that counts
     deferred: list[bool]  # which cases the large model is asked
-    spent: list[float]  # USD of each case: `usd` is their mean
 
 
 @dataclass(frozen=True)
@@ -46,12 +44,10 @@ class Cascade:
         correct = np.where(deferred, self.large_correct, self.small_correct)
         paid = np.asarray(self.large_usd, float) * deferred
         return OperatingPoint(
-            threshold=float(threshold),
             deferral_rate=float(deferred.mean()),
             usd=self.small_usd + float(paid.mean()),
             correct=correct.tolist(),
             deferred=deferred.tolist(),
-            spent=(self.small_usd + paid).tolist(),
         )
 
     def curve(self) -> list[OperatingPoint]:

@@ -189,19 +189,20 @@ class ModalPool:
         request = {"databases": inside, "limits": asdict(self.limits), "jobs": jobs}
         most = STARTUP + len(jobs) * (self.limits.seconds + GRACE)
         command = ("python", "-m", "utils.serving.modal_sandbox")
-        lines = []
+        said = ""
         try:
             process = sandbox.exec(*command, workdir=HOME, timeout=int(most))
             process.stdin.write(ENCODE(request))
             process.stdin.write_eof()
             process.stdin.drain()
-            for line in process.stdout:
-                lines.append(line)
-            if process.wait() or len(lines) != 1 + len(jobs):
-                return None, bool(lines), process.stderr.read().strip()[-500:]
-            return [_result(*DECODE(line)) for line in lines[1:]], True, ""
+            for piece in process.stdout:
+                said += piece
+            _, *lines = said.splitlines() or [""]
+            if process.wait() or len(lines) != len(jobs):
+                return None, bool(said), process.stderr.read().strip()[-500:]
+            return [_result(*DECODE(line)) for line in lines], True, ""
         except (Error, ValueError, TypeError) as error:  # it ended, or spoke no JSON
-            return None, bool(lines), f"{type(error).__name__}: {error}"
+            return None, bool(said), f"{type(error).__name__}: {error}"
 
 
 def _end(sandbox: "modal.Sandbox") -> None:
