@@ -223,8 +223,9 @@ def main() -> None:
     request = json.load(sys.stdin)
     limits = Limits(**request["limits"])
     with SandboxPool(request["databases"], limits=limits) as pool:
-        if pool.run("select 1").rows == [(1,)]:
-            print("well", flush=True)
+        if (first := pool.run("select 1")).error:
+            sys.exit(first.message)
+        print("well", flush=True)
         for result in pool.map([tuple(job) for job in request["jobs"]]):
             row = (result.rows, result.error, result.message, result.seconds)
             print(ENCODE([*row, result.columns]))
