@@ -103,24 +103,6 @@ def test_what_no_number_of_cases_shows_is_an_error(arguments, message):
         stats.cases_needed(*arguments)
 
 
-@pytest.mark.parametrize(
-    ("n", "broken", "mended", "passes"),
-    [(20, 0, 0, True), (20, 2, 0, False), (250, 2, 0, True), (250, 30, 30, False)],
-)
-def test_a_gate_stops_what_may_lose_three_points(n, broken, mended, passes):
-    before, after = pairs(n - broken - mended, broken, mended, 0)
-    if passes:
-        assert stats.gate(before, after).only_a == broken
-        return
-    names = [f"q{i}" for i in range(n)]
-    with pytest.raises(AssertionError, match=r"Broken: q.*Mended") as told:
-        stats.gate(before, after, 3, names)
-    assert str(told.value).count("q") == broken + mended
-    for wrong in ((before, after[1:]), ([], []), (before, after, 3, names[1:])):
-        with pytest.raises(ValueError, match="lengths of before, after and names"):
-            stats.gate(*wrong)
-
-
 def test_e_values_of_losses_alone_can_be_summed_by_hand():
     # The mean of (2 r)**k over all rates r from 1/2 to 1, after k losses in a row.
     found = stats.sequential_test([True] * 9)

@@ -276,9 +276,8 @@ def _log(path: Path, entry: dict[str, Any], note: str) -> None:
 
 
 def _number(version: str) -> tuple[int, int]:
-    major, _, minor = version.partition(".")
-    if not (major.isdecimal() and minor.isdecimal()):
-        raise ValueError(f'a version is two numbers, such as "1.0", not {version!r}')
+    """Read a version, which is two numbers, such as "1.0"."""
+    major, minor = version.split(".")
     return int(major), int(minor)
 
 
