@@ -98,9 +98,9 @@ SLOW = ["a", "1", " ", "\n", "@", "(", "A", "1 ", "a.", "a-", "x12 ", "Ab ", "Mr
 
 @pytest.mark.parametrize("piece", SLOW)
 def test_no_text_keeps_it_busy(piece):
-    started = time.perf_counter()
+    started = time.process_time()
     find(piece * (100_000 // len(piece)))
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_every_trace_keeps_its_sql_rows_and_loses_what_is_marked():
