@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.evals.types import Case, Grade, Product
+from utils.evals.types import Case, Grade, Product, correction
 from utils.logs import jsonl, overlap
 from utils.logs.importers import INPUT
 from utils.logs.traces import Trace
@@ -124,13 +124,9 @@ def draft(trace: Trace, product: Product, how: str = "") -> Case:
     The answer is what the product reads out of the reviewer's correction, else out of
     the reply: then it is what the model said, right or not. "source" says which.
     """
-    feedback = trace.feedback or {}
-    answer, source = feedback.get("answer", feedback.get("sql")), "correction"
+    answer, source = correction(trace, product), "correction"
     if answer is None:
         answer, source = product.extract(trace.reply), "reply"
-    elif isinstance(answer, str):
-        found = product.extract(answer)
-        answer = answer if found is None else found  # a person may write no fence
     turns = sum(m["role"] == "user" for m in trace.calls("llm")[0].get(INPUT) or [])
     if turns > 1:
         _warn(f"{trace.trace_id}: turn {turns} of a chat; the case has this turn alone")

@@ -24,7 +24,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from utils.evals.types import Case, Grade, Product
+from utils.evals.types import Case, Grade, Product, correction
 from utils.logs import jsonl
 from utils.logs.importers import ARGUMENTS, INPUT, OUTPUT, RESULT
 from utils.logs.traces import Trace
@@ -70,14 +70,8 @@ def from_traces(traces: Sequence[Trace], product: Product | None = None) -> list
     rows = []
     for trace in traces:
         note = trace.feedback or {}
-        right = next((note[key] for key in RIGHT if note.get(key) is not None), None)
-        answer = trace.reply
-        if product:
-            answer = product.extract(trace.reply)
-            # A correction may be a reply, or the bare answer.
-            if isinstance(right, str):
-                found = product.extract(right)
-                right = right if found is None else found
+        right = correction(trace, product)
+        answer = product.extract(trace.reply) if product else trace.reply
         case = {"id": trace.trace_id, "question": trace.question}
         tokens_in, tokens_out = trace.tokens
         rows.append(
