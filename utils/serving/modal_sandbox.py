@@ -116,33 +116,44 @@ class ModalPool:
     def _answer(self, jobs: list[Job]) -> list[Result]:
         """Answer jobs in one sandbox; if it ends at them, each once more, alone."""
         results, _ = self._try(jobs)
-        if results:
-            return results
-        answers = []
-        for job in jobs:
-            results, why = self._try([job])
-            message = f"its sandbox ended at it, twice {why}".strip()
-            answers += results or [Result(None, "crashed", message)]
-        return answers
+        return results or [self._alone(job) for job in jobs]
 
-    def _try(self, jobs: list[Job]) -> tuple[list[Result] | None, str]:
+    def _alone(self, job: Job) -> Result:
+        """Answer one job in a sandbox that has just proved to be well."""
+        results, why = self._try([job], check=True)
+        crashed = Result(
+            None, "crashed", f"its sandbox ended at it, twice {why}".strip()
+        )
+        return results[0] if results else crashed
+
+    def _try(
+        self, jobs: list[Job], check: bool = False
+    ) -> tuple[list[Result] | None, str]:
         """Let an idle sandbox answer; if it does not, it makes room for another one."""
         sandbox = self._idle.get()
         try:
-            while True:
-                is_new = sandbox is None
-                sandbox = sandbox or self._create()
-                results, is_well, why = self._ask(sandbox, jobs)
-                if results is None:
-                    sandbox = _end(sandbox)
-                if results or is_well:
-                    return results, why
-                if is_new:
-                    message = "a new Modal sandbox does not answer. It says: "
-                    raise UnavailableError(message + why)
-                # It ended before the jobs came, of age, say: another one.
+            if sandbox and check and not self._ask(sandbox, self._easy())[0]:
+                sandbox = _end(sandbox)  # of age, say
+            sandbox = sandbox or self._open()
+            results, why = self._ask(sandbox, jobs)
+            if results is None:  # the sandbox is gone, of age or by what ran in it
+                sandbox = _end(sandbox)
         finally:
             self._idle.put(sandbox)
+        return results, why
+
+    def _easy(self) -> list[Job]:
+        return [(next(iter(self.databases)), "select 1")]
+
+    def _open(self) -> "modal.Sandbox":
+        """Create a sandbox, and see that it answers."""
+        sandbox = self._create()
+        results, why = self._ask(sandbox, self._easy())
+        if results and results[0].rows == [(1,)]:
+            return sandbox
+        _end(sandbox)
+        why = why or results[0].message
+        raise UnavailableError(f"a new Modal sandbox does not answer. It says: {why}")
 
     def _create(self) -> "modal.Sandbox":
         """Create a sandbox, not sooner than the rate allows."""
@@ -178,31 +189,25 @@ class ModalPool:
 
     def _ask(
         self, sandbox: "modal.Sandbox", jobs: list[Job]
-    ) -> tuple[list[Result] | None, bool, str]:
-        """Let one sandbox answer.
-
-        Returns None if it does not; whether it was well before; what is known of why.
-        """
+    ) -> tuple[list[Result] | None, str]:
+        """Let one sandbox answer; None if it does not, and what is known of why."""
         from modal.exception import Error
 
         inside = {name: f"data/{path.name}" for name, path in self.databases.items()}
         request = {"databases": inside, "limits": asdict(self.limits), "jobs": jobs}
         most = STARTUP + len(jobs) * (self.limits.seconds + GRACE)
         command = ("python", "-m", "utils.serving.modal_sandbox")
-        said = ""
         try:
             process = sandbox.exec(*command, workdir=HOME, timeout=int(most))
             process.stdin.write(ENCODE(request))
             process.stdin.write_eof()
             process.stdin.drain()
-            for piece in process.stdout:
-                said += piece
-            _, *lines = said.splitlines() or [""]
+            lines = process.stdout.read().splitlines()
             if process.wait() or len(lines) != len(jobs):
-                return None, bool(said), process.stderr.read().strip()[-500:]
-            return [_result(*DECODE(line)) for line in lines], True, ""
+                return None, process.stderr.read().strip()[-500:]
+            return [_result(*DECODE(line)) for line in lines], ""
         except (Error, ValueError, TypeError) as error:  # it ended, or spoke no JSON
-            return None, bool(said), f"{type(error).__name__}: {error}"
+            return None, f"{type(error).__name__}: {error}"
 
 
 def _end(sandbox: "modal.Sandbox") -> None:
@@ -223,9 +228,6 @@ def main() -> None:
     request = json.load(sys.stdin)
     limits = Limits(**request["limits"])
     with SandboxPool(request["databases"], limits=limits) as pool:
-        if (first := pool.run("select 1")).error:
-            sys.exit(first.message)
-        print("well", flush=True)
         for result in pool.map([tuple(job) for job in request["jobs"]]):
             row = (result.rows, result.error, result.message, result.seconds)
             print(ENCODE([*row, result.columns]))
