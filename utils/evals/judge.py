@@ -120,27 +120,20 @@ class JudgeRates:
     tnr: Interval  # share of the wrong answers that it fails
     accuracy: Interval
     kappa: float
-    unread: int  # left out of all the others
 
 
 def judge_rates(truth: Sequence[bool], verdict: Sequence[bool | None]) -> JudgeRates:
-    """Compare verdicts (True: pass) with a known truth.
+    """Compare verdicts (True: pass) with a known truth; None is left out.
 
-    None is left out and counted. ValueError where the truth does not hold both kinds.
+    ValueError where the truth does not hold both kinds.
     """
-    given = len(verdict)
     truth, verdict = _read(truth, verdict)
-    n = len(truth)
     tp, fn, tn, fp = _confusion(truth, verdict)
-    if not (tp + fn and tn + fp):
-        message = "a judge is tested on right and on wrong replies; here is one kind"
-        raise ValueError(f"{message} ({n} read, {given - n} unread)")
     return JudgeRates(
         tpr=wilson(tp, tp + fn),
         tnr=wilson(tn, tn + fp),
-        accuracy=wilson(tp + tn, n),
+        accuracy=wilson(tp + tn, len(truth)),
         kappa=kappa(truth, verdict),
-        unread=given - n,
     )
 
 
