@@ -9,8 +9,6 @@ from modal_proto import api_pb2 as pb
 from standin_sandboxes import SandboxStandin
 
 from utils import tidewater
-from utils.evals.grading import Grader
-from utils.evals.worker import Limits
 from utils.serving import modal_sandbox
 from utils.serving.modal_sandbox import ModalPool, UnavailableError
 from utils.tidewater.reward import Reward
@@ -38,16 +36,6 @@ def test_it_answers_as_the_pool_here_and_in_few_sandboxes(modal_here, pool):
     here = pool.map(jobs)
     assert [(r.rows, r.error) for r in found] == [(r.rows, r.error) for r in here]
     assert all(one.ended.is_set() for one in modal_here.sandboxes.values())
-
-
-def test_it_is_a_pool_to_the_grader(modal_here, pool):
-    cases = tidewater.load_cases("eval", 12)
-    answers = [case["sql"] for case in cases[:8]] + [COUNT, "drop table t", "", None]
-    with ModalPool(tidewater.WAREHOUSES, size=1) as far:
-        found = Grader(far).grade(cases, answers)
-    assert found == Grader(pool).grade(cases, answers)
-    # A new sandbox is tried once; then all right queries at once, then all answers.
-    assert modal_here.calls["TaskExecStart"] == 3
 
 
 def test_sandboxes_have_no_network_and_start_no_faster_than_allowed(
@@ -118,12 +106,3 @@ def test_a_broken_sandbox_is_no_hostile_sql_and_its_replies_are_ungraded(
         message, text = [{"content": case["sql"]}], json.dumps(case)
         assert reward([message], [text], log_metric=told.__setitem__) == [1.0]
     assert told == {"ungraded": 10} and far.created == 4
-
-
-def test_limits_travel_along(modal_here):
-    with ModalPool(tidewater.WAREHOUSES, size=1, limits=Limits(rows=2)) as far:
-        result = far.run("select topic from tickets limit 3")
-        assert result.error == "too_many_rows"
-        assert far.run("select x'00ff', null, 1.5, 'a' from tickets limit 1").rows == [
-            (b"\x00\xff", None, 1.5, "a")
-        ]

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from utils.costs import bill
-from utils.costs.load import Promise, at_promise
+from utils.costs.load import Promise
 from utils.costs.prices import MONTH, load_prices
 from utils.evals.stats import Interval
 
@@ -125,17 +125,6 @@ def test_rare_calls_find_the_cache_empty(one):
     assert passed == near(0.5 * 0.0023 / 0.8)
 
 
-def test_the_machines_keep_the_promise(one):
-    for volume in (1e6, 1e8):
-        machines = one.machines(volume)
-        terms = (one.promise, one.usd_per_hour, one.peak, one.slots)
-        assert at_promise(one.seconds, machines, *terms).answers_a_month >= volume
-        fewer = max(machines - 1, 0)
-        if fewer:
-            assert at_promise(one.seconds, fewer, *terms).answers_a_month < volume
-    assert replace(one, faster=0.4).machines(1e6) == math.inf  # 1.25 s: never
-
-
 def test_break_even_is_where_the_prices_meet(one):
     kept = replace(one, people=2000)
     volume = kept.break_even()
@@ -152,25 +141,6 @@ def test_break_even_is_where_the_prices_meet(one):
     assert [*swings] == ["price", "people", "none"]  # never is the widest
     assert swings["none"] == (volume, volume) and swings["price"][1] == math.inf
     assert swings["people"][0] < volume < swings["people"][1]
-
-
-def test_rows_of_tables():
-    row = bill.quality_row(points(97, 94, 99), points(-1, -3, 1), 0.02)
-    assert row == {
-        "right": "97.0 % (94.0 to 99.0)",
-        "beside the best prompt": "-1.0 points (-3.0 to +1.0)",
-        "so it is": "open",
-        "cases that would settle it": "400",
-    }
-    found = at_promise([0.5], 1, Promise(1.0, 2.0), 3.6, peak=2.0)
-    written = bill.capacity_row(found)
-    assert written["busy at the peak"] == f"{100 * found.load:.0f}%"
-    assert written["USD per 1,000 answers"] == f"{1000 * found.usd_per_answer:.4f}"
-    prices = load_prices()
-    table = bill.price_table(prices, ["claude-haiku-5.5", "cpu_core_second"])
-    old = any(line.startswith("cpu_core_second") for line in prices.stale())
-    assert (table.loc["cpu_core_second", "look it up"] == "yes") is old
-    assert table.url.str.startswith("https://").all()
 
 
 def test_words():

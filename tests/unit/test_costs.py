@@ -67,8 +67,6 @@ def test_cost_of_a_call_by_hand(prices):
     assert call_cost(haiku, 1000, 200) == pytest.approx(0.000200)
     # 100 x 0.10 + 900 x 0.01 + 200 x 0.50 = 119
     assert call_cost(haiku, 1000, 200, cached_tokens=900) == pytest.approx(0.000119)
-    # 100 plain at 0.1, 900 written at 0.125, 200 out at 0.5
-    assert call_cost(haiku, 1000, 200, written_tokens=900) == pytest.approx(0.0002225)
     assert call_cost(haiku, 1000, 200, 900, batch=True) == pytest.approx(0.0000595)
     opus = prices.model("claude-opus-5.5").model_copy(update={"cached_input": None})
     assert call_cost(opus, 1000, 0, cached_tokens=1000) == pytest.approx(0.004)
@@ -92,8 +90,6 @@ def test_cost_of_a_cached_call_by_hand(prices):
     with pytest.raises(UnknownPrice, match="known: none"):
         unknown = sonnet.model_copy(update={"cache": None})
         costs.cached_call_cost(unknown, 1000, 10, 900, 5, 0)
-    with pytest.raises(ValueError, match="a share"):
-        costs.cached_call_cost(*call, misses=61)
 
 
 def test_cost_per_correct_carries_the_interval():
@@ -101,8 +97,6 @@ def test_cost_per_correct_carries_the_interval():
     assert costs.per_correct(0.01, half) == pytest.approx((0.02, 0.0125, 0.025))
     none = SimpleNamespace(value=0.0, low=-1e-17, high=0.02)
     assert costs.per_correct(0.01, none) == pytest.approx((math.inf, 0.5, math.inf))
-    with pytest.raises(ValueError, match="per cent"):
-        costs.per_correct(0.01, SimpleNamespace(value=36.4, low=30.7, high=42.5))
 
 
 def test_an_hour_of_a_machine_by_hand(prices):
@@ -118,14 +112,3 @@ def test_paid_seconds_by_hand():
     # Asleep at once, one question a month: half a second of work, and 6 s of start.
     assert paid_seconds(2, 1, 0, 6) == pytest.approx(6.5, rel=1e-5)
     assert paid_seconds(2, 1, 300, 6) == pytest.approx(306.5, rel=1e-3)
-
-
-def test_paid_seconds_against_a_simulated_month():
-    rng = np.random.default_rng(0)
-    service, per_month, idle = 0.5, 60_000, 60
-    free, paid, n = 0.0, 0.0, 200_000
-    for when in np.cumsum(rng.exponential(MONTH / per_month, n)):
-        paid += min(max(0.0, when - free), idle) + service
-        free = max(when, free) + service
-    mine = paid_seconds(1 / service, per_month, idle, 0.0)
-    assert paid / n == pytest.approx(mine, rel=0.01)

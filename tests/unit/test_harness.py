@@ -1,10 +1,6 @@
 """The harness: every way to fail is a named status, and no question is lost."""
 
 import json
-import os
-import signal
-import threading
-import time
 
 import openai
 import pytest
@@ -12,7 +8,7 @@ from chat_server import completion
 
 from utils import tidewater
 from utils.evals import harness
-from utils.evals.harness import ApiModel, Assistant, RecordedModel, live_model
+from utils.evals.harness import ApiModel, Assistant, live_model
 from utils.evals.types import ModelError, Reply
 from utils.logs import traces
 
@@ -172,31 +168,6 @@ def test_paid_replies_are_logged_resumed_and_replayed(chat_server, tool, tmp_pat
         changed = Assistant(api(chat_server, model=name), prompt, tool, "v1")
         changed.ask_all("a", log=log)
     assert len(chat_server.requests) == 5 + 2 + 2
-
-    model = RecordedModel.from_log(log, "p", "m")
-    replayed = Assistant(model, "p", tool, "v1").ask_all("abcd")
-    assert [trace.question for trace in replayed] == list("abcd")
-    assert [trace.status for trace in replayed] == ["answered"] * 4
-    kept = [[(t.reply, t.tokens, len(t.spans)) for t in ts] for ts in (replayed, again)]
-    assert kept[0] == [kept[1][i] for i in (0, 1, 3, 4)] and replayed[0].seconds
-    for prompt, why in [("p", "m, n"), ("never", "none")]:
-        with pytest.raises(ValueError, match=why):
-            RecordedModel.from_log(log, prompt)
-
-
-def test_ctrl_c_asks_no_more(tool):
-    asked = []
-
-    def model(messages):
-        asked.append(messages)
-        time.sleep(0.1)
-        return Reply("no query")
-
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
-    threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        Assistant(model, "p", tool).ask_all(["q"] * 1_000, workers=2)
-    assert len(asked) < 1_000
 
 
 @pytest.mark.parametrize(

@@ -195,41 +195,6 @@ def test_tokens_are_counted_once(counts, inside, told):
     assert len(notes) == told
 
 
-def test_kinds_of_tokens_have_opentelemetrys_names(tmp_path):
-    found, _, _ = load(FOREIGN / "anthropic.jsonl")
-    kinds = {k: v for t in found for k, v in t.spans[-1]["attributes"].items()}
-    assert kinds["gen_ai.usage.cache_read.input_tokens"] == 20
-    assert kinds["gen_ai.usage.cache_creation.input_tokens"] == 10
-    contra = CALL | {
-        "usage": {"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 50}}
-    }
-    assert "line 1: 50 cached tokens" in load(tmp_path, json.dumps(contra))[2]
-
-
-def test_a_stream_cut_anywhere_joins_to_the_same():
-    arguments = json.dumps({"sql": "SELECT 1", "note": "ü"})
-    draw = random.Random(2)
-
-    def pieces(text):
-        at = sorted(draw.sample(range(1, len(text)), 4))
-        return [text[i:j] for i, j in zip([0, *at], [*at, None], strict=True)]
-
-    for kind, key in (("function", "arguments"), ("custom", "input")) * 10:
-        calls = [{"index": 0, "id": "c1", "type": kind, kind: {"name": "run"}}]
-        calls += [{"index": 0, kind: {key: piece}} for piece in pieces(arguments)]
-        deltas = [{"role": "assistant", "content": None}, {}, None]
-        deltas += [{"content": piece} for piece in pieces("It left the depot.")]
-        deltas += [{"tool_calls": [call]} for call in calls]
-        chunks = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
-        chunks = [{"choices": []}, *chunks, {"choices": [], "usage": {"x": 1}}]
-        whole = importers.joined(chunks)
-        text = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
-        assert importers.joined(text + "data: [DONE]\n") == whole
-        message = whole["choices"][0]["message"]
-        assert message["content"] == "It left the depot." and whole["usage"] == {"x": 1}
-        assert message["tool_calls"][0][kind] == {"name": "run", key: arguments}
-
-
 @pytest.mark.parametrize(
     ("given", "verdict"),
     [

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.logs.redaction import KINDS, NOT_COVERED, find, redact, redact_trace, score
+from utils.logs.redaction import find, redact, redact_trace, score
 from utils.tidewater import read_jsonl
 from utils.tidewater.words import NOT_NAMES
 
@@ -76,12 +76,6 @@ def test_the_regions_of_national_phones_are_a_setting():
     assert redact("ruf an: +49 30 23125 123", regions=("NO",)) == "ruf an: [phone]"
 
 
-def test_kinds_and_what_is_not_covered_are_sentences_for_the_card():
-    assert len(KINDS) == 12 and len(NOT_COVERED) >= 5
-    assert all(sentence.endswith(".") for sentence in KINDS.values())
-    assert set(score({}, {})) == {*KINDS, "all"}
-
-
 PIECES = (
     "thanks, |Ana Bauer|owen|ext 12| x4417|555-0142|a@b.co|. |(|)|\n| - |my name is "
     "|[name]|[|ring |for |it's | van |A.|born |1.2.1990|pin |4821|@ana_b|5 Elm Road"
@@ -104,9 +98,9 @@ SLOW = ["a", "1", " ", "\n", "@", "(", "A", "1 ", "a.", "a-", "x12 ", "Ab ", "Mr
 
 @pytest.mark.parametrize("piece", SLOW)
 def test_no_text_keeps_it_busy(piece):
-    started = time.perf_counter()
+    started = time.process_time()
     find(piece * (100_000 // len(piece)))
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_every_trace_keeps_its_sql_rows_and_loses_what_is_marked():

@@ -19,32 +19,13 @@ def test_a_point_by_hand():
     assert point.deferral_rate == 0.25 and point.usd == pytest.approx(3.0)
     assert point.correct == [True, True, True, False]
     assert point.deferred == [False, True, False, False]
-    assert point.spent == [1, 9, 1, 1]
     # Each case has its own price at the large model.
     point = Cascade(SURE, SMALL, LARGE, 1.0, [100, 2, 4, 6]).at(0.6)
     assert point.deferral_rate == 0.75 and point.usd == pytest.approx(4.0)
-    assert point.spent == [1, 3, 5, 7]
     assert point.correct == [True, True, False, True]
     # Equal confidences are deferred together.
     points = Cascade(SURE, SMALL, LARGE, 1.0, 8.0).curve()
     assert [point.deferral_rate for point in points] == [0, 0.25, 0.75, 1]
-
-
-def test_the_curve_runs_from_one_model_to_the_other():
-    rng = np.random.default_rng(0)
-    confidence = rng.integers(5, size=30) / 4
-    small, large = (rng.random((2, 30)) < 0.7).tolist()
-    points = Cascade(confidence, small, large, 1.0, 8.0).curve()
-    first, last = points[0], points[-1]
-    assert (first.correct, first.deferral_rate, first.usd) == (small, 0, 1.0)
-    assert (last.correct, last.deferral_rate, last.usd) == (large, 1, 9.0)
-    costs = [point.usd for point in points]
-    assert costs == sorted(costs)
-    for point in points:
-        triples = zip(point.correct, small, large, strict=True)
-        assert all(min(a, b) <= right <= max(a, b) for right, a, b in triples)
-        assert np.mean(point.spent) == pytest.approx(point.usd)
-        assert np.mean(point.deferred) == pytest.approx(point.deferral_rate)
 
 
 def test_a_threshold_by_hand():

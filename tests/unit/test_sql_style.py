@@ -89,16 +89,12 @@ MAY = "between '2026-05-01' and '2026-05-31'"
             "SELECT 1.0*SUM(qty)/NULLIF(SUM(cost), 0) FROM order_lines",
             "select 1.0*sum(qty)/sum(cost) from order_lines",
         ),
-        ("SELECT STRFTIME('%Y-%m', d) FROM t", "select substring(d,1,7) from t"),
         (  # conditions: test accounts, status, exclusions, filters, period
             "SELECT 1 FROM t WHERE d = '2026-03-01' AND region IN ('b', 'a') AND "
             "(c IN ('web') AND category <> 'x') AND status = 'paid' AND is_test = 0",
             "select 1 from t where is_test=0 and status='paid' and category<>'x' and "
             "c='web' and region in ('a','b') and d='2026-03-01'",
         ),
-        # Texts stay as they are; two signs would begin a comment
-        ("SELECT 'A = B, c <> D', 'it''s'", "select 'A = B, c <> D','it''s'"),
-        ("SELECT a -  - b FROM t -- less", "select a - -b from t"),
         # Ranges of days are written as BETWEEN
         (
             "SELECT 1 FROM t WHERE d > '2024-02-28' AND d < '2024-03-01'",
@@ -125,21 +121,6 @@ def test_one_spelling(sql, told):
             "SELECT SUM(qty) FROM order_lines WHERE status='paid'",
             "select sum(qty) from order_lines where status='paid' and "
             "category<>'sample'",
-        ),
-        (  # the inner query has the table
-            "SELECT AVG(n) FROM (SELECT COUNT(*) AS n FROM tickets) AS s",
-            "select avg(n) from (select count(*) as n from tickets "
-            "where topic<>'spam') as s",
-        ),
-        (  # a breakdown is in the order of its groups
-            "SELECT plan, COUNT(*) AS n FROM subscriptions GROUP BY plan ORDER BY n",
-            "select plan,count(*) from subscriptions group by 1 order by 1",
-        ),
-        (  # a ranking is by the column that is shown
-            "SELECT region, ROUND(SUM(cost), 2) FROM shipments GROUP BY region "
-            "ORDER BY SUM(cost) DESC LIMIT 3",
-            "select region,round(sum(cost),2) from shipments group by 1 "
-            "order by 2 desc limit 3",
         ),
         (  # a share is an average
             "SELECT ROUND(100.0 * SUM(CASE WHEN paused = 1 THEN 1 ELSE 0 END) / "
@@ -171,14 +152,9 @@ WANT = (
     ("old", "new", "same_skeleton"),
     [
         ("sum(qty)", "sum(price)", False),
-        ("region,", "segment,", False),
         ("is_test=0 and ", "", False),
         ("'2026-03-31'", "'2026-04-30'", True),
-        ("2 desc limit 3", "1 desc limit 3", False),
-        ("select ", "select distinct ", False),
-        ("sum(qty) from order_lines", "max(qty) from t", False),
         ("channel='web'", "channel in ('mail','web')", True),
-        ("channel='web'", "channel IN ('web')", True),
     ],
 )
 def test_skeletons(old, new, same_skeleton):

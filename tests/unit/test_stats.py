@@ -21,14 +21,6 @@ def pairs(both, only_a, only_b, neither):
     return a, split(both, only_a, only_b, neither)
 
 
-def test_wilson_gives_the_published_intervals():
-    # Newcombe 1998, Statistics in Medicine 17, table I, method 3
-    for successes, n, low, high in [(81, 263, 0.2553, 0.3662), (0, 20, 0, 0.1611)]:
-        found = wilson(successes, n)
-        assert (found.value, found.n) == (successes / n, n)
-        assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
-
-
 def test_intervals_are_written_for_people():
     assert wilson(91, 250).percent() == "36.4 % (30.7 to 42.5)"  # as in data/README.md
     difference = Interval(0.0204, -0.011, 0.0504, 250)
@@ -42,17 +34,6 @@ def test_the_paired_p_is_mcnemars():
     assert stats.paired_difference(a, b).p == pytest.approx(0.06543, abs=5e-6)
     same = stats.paired_difference([True] * 250, [True] * 250)
     assert (same.difference, same.p) == (Interval(0.0, 0.0, 0.0, 250), 1.0)
-
-
-def test_the_paired_interval_is_nearly_walds():
-    # launch against four_rules on the eval set, as test_grading grades them
-    found = stats.paired_difference(*pairs(both=88, only_a=3, only_b=110, neither=49))
-    assert (found.only_a, found.only_b, found.n) == (3, 110, 250)
-    gain = found.difference
-    assert gain.value == pytest.approx((198 - 91) / 250)
-    half = 1.96 * math.sqrt((113 / 250 - 0.428**2) / 250)
-    want = (0.428 - half, 0.428 + half)
-    assert (gain.low, gain.high) == pytest.approx(want, abs=0.006)
 
 
 def test_cases_of_one_cluster_count_as_one():
@@ -79,12 +60,6 @@ def test_bootstrap_of_a_ratio_is_that_of_its_sums():
     assert stats.bootstrap_ratio(dollars, right, seed=0) == found
 
 
-def test_holm_gives_the_published_adjustment():
-    # the worked example of the encyclopedias: four hypotheses at 0.05
-    adjusted = stats.holm([0.01, 0.04, 0.03, 0.005])
-    assert adjusted == pytest.approx([0.03, 0.06, 0.06, 0.02])
-
-
 def test_the_smallest_effect_is_as_published():
     # Cohen 1988, table 6.4.1: effect h = 0.20 needs 392 cases a group
     rise = stats.minimum_detectable_effect(392, 0.5)
@@ -102,11 +77,9 @@ def test_the_paired_number_is_as_published():
     assert 969 < stats.cases_needed(3, 0.5, 1 / 9 + 0.03**2) < 1_060
 
 
-@pytest.mark.parametrize(
-    ("points", "rate", "share"), [(5, 0.5, 0.2), (20, 0.5, 0.2), (3, 0.97, 0.03)]
-)
-def test_the_cases_needed_show_it_four_times_in_five(points, rate, share):
-    n = stats.cases_needed(points, rate, share)
+def test_the_cases_needed_show_it_four_times_in_five():
+    points, share = 5, 0.2
+    n = stats.cases_needed(points, 0.5, share)
     # by statsmodels' McNemar test, on draws
     wins, losses = (share + points / 100) / 2, max((share - points / 100) / 2, 0)
     draw = np.random.default_rng(0).multinomial
@@ -128,24 +101,6 @@ def test_the_cases_needed_show_it_four_times_in_five(points, rate, share):
 def test_what_no_number_of_cases_shows_is_an_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         stats.cases_needed(*arguments)
-
-
-@pytest.mark.parametrize(
-    ("n", "broken", "mended", "passes"),
-    [(20, 0, 0, True), (20, 2, 0, False), (250, 2, 0, True), (250, 30, 30, False)],
-)
-def test_a_gate_stops_what_may_lose_three_points(n, broken, mended, passes):
-    before, after = pairs(n - broken - mended, broken, mended, 0)
-    if passes:
-        assert stats.gate(before, after).only_a == broken
-        return
-    names = [f"q{i}" for i in range(n)]
-    with pytest.raises(AssertionError, match=r"Broken: q.*Mended") as told:
-        stats.gate(before, after, 3, names)
-    assert str(told.value).count("q") == broken + mended
-    for wrong in ((before, after[1:]), ([], []), (before, after, 3, names[1:])):
-        with pytest.raises(ValueError, match="lengths of before, after and names"):
-            stats.gate(*wrong)
 
 
 def test_e_values_of_losses_alone_can_be_summed_by_hand():

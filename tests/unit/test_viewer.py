@@ -76,8 +76,6 @@ def test_a_page_is_the_same_each_run_and_says_what_it_left_out():
     spans = [("chat", ["x" * 2000] * 20)]
     long = viewer.show([{"id": n, "spans": spans} for n in range(200)])
     assert len(long.html) < 1.1 * viewer.PAGE_LIMIT and "left out" in repr(long)
-    with pytest.raises(TypeError, match="from_traces"):
-        viewer.show([Trace(trace_id="t", time="", spans=[])])
 
 
 def test_rows_of_traces_and_cases():
@@ -96,10 +94,6 @@ def test_rows_of_traces_and_cases():
     assert (row["question"], row["answer"]) == ("hi", "(no answer)")
     assert json.loads(row["right"]) == {"queue": "x"}
     assert (row["correct"], row["error"], row["slice"]) == (False, "empty", "s")
-    with pytest.raises(ValueError, match="question, gold: say right"):
-        viewer.from_cases([{"question": "hi", "gold": 1}], [1])
-    with pytest.raises(ValueError, match="length"):
-        viewer.from_cases([case], [])
 
 
 def test_notes_are_saved_once_and_the_last_counts(tmp_path, capsys):
@@ -137,6 +131,5 @@ def test_an_annotation_page_starts_from_what_is_saved(tmp_path):
     assert form["saved"]["a"]["codes"] == ["x"]
     page = viewer.annotate(rows, {"x": "why"}, path, "ben")
     assert data_of(page)["form"]["saved"] == {} and str(tmp_path) not in page.html
-    for wrong, codes, message in [(rows * 2, ["x"], "id"), (rows, "x", "list")]:
-        with pytest.raises(ValueError, match=message):
-            viewer.annotate(wrong, codes, path)
+    with pytest.raises(ValueError, match="id"):
+        viewer.annotate(rows * 2, ["x"], path)

@@ -106,29 +106,21 @@ def call_cost(
     output_tokens: ArrayLike,
     cached_tokens: ArrayLike = 0,
     batch: bool = False,
-    written_tokens: ArrayLike = 0,
 ) -> float | np.ndarray:
     """USD of one call, or of each call where the counts are arrays.
 
-    `cached_tokens` is the part of `input_tokens` read from the cache, `written_tokens`
-    the part written to it, for its shortest life; without a price of their own they are
-    charged as plain input. Reasoning tokens are output. Raises ValueError for
-    impossible counts.
+    `cached_tokens` is the part of `input_tokens` read from the cache; without a price
+    of their own they are charged as plain input. Reasoning tokens are output. Raises
+    ValueError for impossible counts.
     """
-    counts = (input_tokens, output_tokens, cached_tokens, written_tokens)
-    total, out, cached, written = map(np.asarray, counts)
-    negative = any(np.any(count < 0) for count in (out, cached, written))
-    if negative or np.any(cached + written > total):
+    total, out, cached = map(np.asarray, (input_tokens, output_tokens, cached_tokens))
+    if np.any(out < 0) or np.any(cached < 0) or np.any(cached > total):
         raise ValueError(
             "token counts must be 0 or more and cached_tokens at most input_tokens: "
             "count the cached tokens in input_tokens too"
         )
     cached_price = price.input if price.cached_input is None else price.cached_input
-    writes = price.cache.writes if price.cache else []
-    shortest = min(writes, key=lambda write: write.minutes, default=None)
-    write_price = shortest.usd if shortest else price.input
-    usd = (total - cached - written) * price.input + out * price.output
-    usd = usd + cached * cached_price + written * write_price
+    usd = (total - cached) * price.input + out * price.output + cached * cached_price
     usd = usd * (1 - price.batch_discount if batch else 1) / 1e6
     return float(usd) if np.ndim(usd) == 0 else usd
 
@@ -145,11 +137,8 @@ def cached_call_cost(
 
     The cache keeps them for `minutes`. A share `misses` of the calls comes too late and
     writes them again; the others read them. A prefix below the vendor's minimum is not
-    cached. Raises UnknownPrice where the file has no such cache, and ValueError for
-    misses that are no share.
+    cached. Raises UnknownPrice where the file has no such cache.
     """
-    if not 0 <= misses <= 1:
-        raise ValueError(f"misses is a share from 0 to 1, not {misses}")
     writes = {one.minutes: one.usd for one in price.cache.writes} if price.cache else {}
     if minutes not in writes or price.cached_input is None:
         known = ", ".join(f"{each:g}" for each in writes) or "none"
@@ -167,12 +156,9 @@ def per_correct(cost_per_call: float, right: Any) -> tuple[float, float, float]:
     """USD per correct answer: (value, low, high), infinite where none is right.
 
     `right` is the share of right answers, 0 to 1, with its interval: any object with
-    `value`, `low` and `high`, which is carried through 1/x. Raises ValueError for a
-    share in per cent.
+    `value`, `low` and `high`, which is carried through 1/x.
     """
     shares = (right.value, right.high, right.low)
-    if not all(-1e-9 <= share <= 1 + 1e-9 for share in shares):
-        raise ValueError(f"want shares from 0 to 1, not per cent: {shares}")
     # Below 1e-9 a share is 0 that rounding has touched.
     value, low, high = (cost_per_call / s if s > 1e-9 else math.inf for s in shares)
     return value, low, high

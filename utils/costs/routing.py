@@ -18,12 +18,10 @@ from utils.evals.stats import Interval
 class OperatingPoint:
     """One threshold: the share deferred, and what an answer then costs in USD."""
 
-    threshold: float
     deferral_rate: float
     usd: float
     correct: list[bool]  # for each case, of the answer that counts
     deferred: list[bool]  # which cases the large model is asked
-    spent: list[float]  # USD of each case: `usd` is their mean
 
 
 @dataclass(frozen=True)
@@ -46,12 +44,10 @@ class Cascade:
         correct = np.where(deferred, self.large_correct, self.small_correct)
         paid = np.asarray(self.large_usd, float) * deferred
         return OperatingPoint(
-            threshold=float(threshold),
             deferral_rate=float(deferred.mean()),
             usd=self.small_usd + float(paid.mean()),
             correct=correct.tolist(),
             deferred=deferred.tolist(),
-            spent=(self.small_usd + paid).tolist(),
         )
 
     def curve(self) -> list[OperatingPoint]:
@@ -72,12 +68,7 @@ def choose_threshold(
     return next(t for t in steps if ((values >= t) & wrong).mean() <= most_wrong)
 
 
-def auroc(
-    confidence: ArrayLike,
-    correct: Sequence[bool],
-    replicates: int = 2_000,
-    seed: int = 0,
-) -> Interval:
+def auroc(confidence: ArrayLike, correct: Sequence[bool]) -> Interval:
     """How often a right answer has a higher confidence than a wrong one; equal: a half.
 
     That is Mann and Whitney's U over the number of pairs (1947), the area under the ROC
@@ -86,7 +77,7 @@ def auroc(
     """
     values, labels = _checked(confidence), np.asarray(correct, bool)
     n = len(labels)
-    chosen = np.random.default_rng(seed).integers(n, size=(replicates, n))
+    chosen = np.random.default_rng(0).integers(n, size=(2_000, n))
     low, high = np.nanquantile(_area(values[chosen], labels[chosen]), [0.025, 0.975])
     return Interval(float(_area(values, labels)), float(low), float(high), n)
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.evals.types import Case, Grade, Product
-from utils.logs import overlap
+from utils.evals.types import Case, Grade, Product, correction
+from utils.logs import jsonl, overlap
 from utils.logs.importers import INPUT
 from utils.logs.traces import Trace
 
@@ -50,8 +50,6 @@ def sample(
     out of all traces, hard ones included, so a rate over them holds for the log; where
     chance drew a hard one among them, one "more" fills its place.
     """
-    if n < 1:
-        raise ValueError(f"n should be 1 or more, not {n}")
     rng = random.Random(seed)
     shuffled = rng.sample(list(traces), len(traces))
     # Of traces with one question keep a hard one, then one that somebody reviewed.
@@ -88,10 +86,6 @@ def split(
 
     A trace without a user counts as a user of its own, with a warning.
     """
-    if by not in ("user_id", "time"):
-        raise ValueError(f'by should be "user_id" or "time", not {by!r}')
-    if not 0 < share < 1:
-        raise ValueError(f"share should lie between 0 and 1, not {share}")
     unknown = [trace.trace_id for trace in traces if not getattr(trace, by)]
     if unknown:
         message = f"{len(unknown)} of {len(traces)} traces have no {by}"
@@ -130,13 +124,9 @@ def draft(trace: Trace, product: Product, how: str = "") -> Case:
     The answer is what the product reads out of the reviewer's correction, else out of
     the reply: then it is what the model said, right or not. "source" says which.
     """
-    feedback = trace.feedback or {}
-    answer, source = feedback.get("answer", feedback.get("sql")), "correction"
+    answer, source = correction(trace, product), "correction"
     if answer is None:
         answer, source = product.extract(trace.reply), "reply"
-    elif isinstance(answer, str):
-        found = product.extract(answer)
-        answer = answer if found is None else found  # a person may write no fence
     turns = sum(m["role"] == "user" for m in trace.calls("llm")[0].get(INPUT) or [])
     if turns > 1:
         _warn(f"{trace.trace_id}: turn {turns} of a chat; the case has this turn alone")
@@ -184,11 +174,11 @@ def freeze(
     bad = [name for name, count in ids.items() if count > 1 or not name]
     bad += [case["id"] for case in cases if case.get("confirmed") is False]
     # A tuple or a number as key would come back as something else.
-    bad += [case.get("id") for case in cases if json.loads(_line(case)) != case]
+    bad += [case.get("id") for case in cases if json.loads(jsonl.line(case)) != case]
     if bad or not cases:
         reason = "no id, an id that comes twice, not confirmed, or no plain JSON"
         raise ValueError(f"{len(cases)} cases cannot be frozen: {reason}: {_some(bad)}")
-    data = b"".join(map(_line, cases))
+    data = b"".join(map(jsonl.line, cases))
     digest = hashlib.sha256(data).hexdigest()
     same = path.exists() and path.read_bytes() == data
     if same and log:
@@ -200,10 +190,7 @@ def freeze(
             f"{path} holds other cases, version {last}. Results on them cannot be "
             "compared with results on these: raise the version and note why"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".draft")
-    draft.write_bytes(data)
-    draft.replace(path)  # a full disk must not cut the cases that were there
+    jsonl.write(path, cases)
     path.with_suffix(".sha256").write_text(f"{digest}  {path.name}\n")
     _log(path, {"version": version, "cases": len(cases), "sha256": digest}, note)
     return digest
@@ -222,7 +209,7 @@ def load(path: str | Path, version: str | None = None) -> list[Case]:
             f"{path} is not the eval that was frozen ({path.stem}.sha256). Restore it; "
             "results on another eval cannot be compared with earlier ones"
         )
-    cases = {case["id"]: case for case in _read(path)}
+    cases = {case["id"]: case for case in jsonl.read(path)}
     if version is not None:
         log = changelog(path)
         frozen = [i for i, entry in enumerate(log) if "sha256" in entry]
@@ -259,7 +246,7 @@ def appeal(
 def changelog(path: str | Path) -> list[dict[str, Any]]:
     """Return what happened to a file of cases, oldest first; [] where nothing did."""
     log = _log_of(path)
-    return _read(log) if log.exists() else []
+    return jsonl.read(log) if log.exists() else []
 
 
 def grade(
@@ -275,39 +262,18 @@ def grade(
     return grades
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            rows += [dict(json.loads(line))] if line.strip() else []
-        except (TypeError, ValueError) as error:
-            why = f"{path}: line {number} is no JSON object ({error}): restore the file"
-            raise ValueError(why) from error
-    return rows
-
-
-def _line(record: Mapping[str, Any]) -> bytes:
-    line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-    return line.encode("utf-8", "backslashreplace")
-
-
 def _log_of(path: str | Path) -> Path:
     return Path(path).with_name(f"{Path(path).stem}_changelog.jsonl")
 
 
 def _log(path: Path, entry: dict[str, Any], note: str) -> None:
     day = datetime.date.today().isoformat()
-    line, log = _line(entry | {"note": note, "day": day}), _log_of(path)
-    if log.exists() and log.read_bytes()[-1:] not in (b"", b"\n"):
-        line = b"\n" + line  # the last line was cut or edited by hand
-    with log.open("ab") as file:
-        file.write(line)
+    jsonl.append(_log_of(path), entry | {"note": note, "day": day})
 
 
 def _number(version: str) -> tuple[int, int]:
-    major, _, minor = version.partition(".")
-    if not (major.isdecimal() and minor.isdecimal()):
-        raise ValueError(f'a version is two numbers, such as "1.0", not {version!r}')
+    """Read a version, which is two numbers, such as "1.0"."""
+    major, minor = version.split(".")
     return int(major), int(minor)
 
 

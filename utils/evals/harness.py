@@ -196,6 +196,16 @@ class Assistant:
         return result.get("error")
 
 
+def sdk_client(base_url: str | None, **settings: Any) -> Any:
+    """Make an OpenAI client that asks a server on this machine without a proxy."""
+    import openai
+
+    host = urlsplit(base_url or "").hostname or ""
+    if host in ("localhost", "::1") or host.startswith("127."):
+        settings["http_client"] = openai.DefaultHttpxClient(trust_env=False)
+    return openai.OpenAI(base_url=base_url, **settings)
+
+
 class ApiModel:
     """Any server that speaks chat completions, through the openai SDK.
 
@@ -214,20 +224,11 @@ class ApiModel:
         max_retries: int = 2,
         **options: Any,
     ) -> None:
-        import openai
-
         self.name = model or os.environ.get("MODEL", "")
         self.options = options
         url = base_url or os.environ.get("OPENAI_BASE_URL")
-        host = urlsplit(url or "").hostname or ""
-        here = host in ("localhost", "::1") or host.startswith("127.")
-        self._client = openai.OpenAI(
-            base_url=url,
-            api_key=api_key,
-            timeout=timeout,
-            max_retries=max_retries,
-            http_client=openai.DefaultHttpxClient(trust_env=False) if here else None,
-        )
+        how = {"api_key": api_key, "timeout": timeout, "max_retries": max_retries}
+        self._client = sdk_client(url, **how)
 
     def __call__(self, messages: Messages) -> Reply:
         """Ask the server once. Raises ModelError with a named status."""
@@ -278,49 +279,18 @@ class RecordedModel:
         hint = "set OPENAI_API_KEY and MODEL to ask a live model"
         raise ModelError("not_recorded", f"no reply {what} was recorded; {hint}")
 
-    @classmethod
-    def from_log(
-        cls, path: str | Path, prompt: str, model: str | None = None
-    ) -> "RecordedModel":
-        """Replay what `Assistant.ask_all` logged under this prompt, retries included.
-
-        Of several replies to a question the first is taken. ValueError if there is
-        none, or if there are several models' and `model` does not name one.
-        """
-        known = _replied(path, prompt, model)
-        found = [trace for each in known.values() for trace in each]
-        names = sorted({t.calls("llm")[0]["gen_ai.request.model"] for t in found})
-        if len(names) != 1:
-            why = f"several models', name one: {', '.join(names)}" if names else "none"
-            raise ValueError(f"{path}: replies under this prompt: {why}")
-        replies: dict[str, Reply] = {}
-        for span in (s for t in found for s in t.spans if s["kind"] == "llm"):
-            call = span["attributes"]
-            asked = "\n".join(m["content"] for m in call[traces.INPUT])
-            reply = Reply(
-                text="".join(m["content"] for m in call.get(traces.OUTPUT) or []),
-                input_tokens=call.get(traces.TOKENS[0]),
-                output_tokens=call.get(traces.TOKENS[1]),
-                seconds=span.get("seconds"),
-                model=call.get("gen_ai.response.model", ""),
-                cached_tokens=call.get("gen_ai.usage.cache_read.input_tokens"),
-                finish_reason=call.get("gen_ai.response.finish_reasons", ["stop"])[0],
-            )
-            replies.setdefault(asked, reply)
-        return cls(replies, prompt, names[0])
-
 
 def _digest(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()[:12]
 
 
-def _replied(log: str | Path, prompt: str, model: str | None) -> dict[str, list[Trace]]:
+def _replied(log: str | Path, prompt: str, model: str) -> dict[str, list[Trace]]:
     """Read a log's traces by question: those with a reply, of this prompt and model."""
     known: dict[str, list[Trace]] = {}
     for trace in traces.read(log)[0] if Path(log).exists() else []:
         call = trace.calls("llm")[0]
         same = call.get(PROMPT_DIGEST) == _digest(prompt)
-        same = same and model in (None, call.get("gen_ai.request.model"))
+        same = same and call.get("gen_ai.request.model") == model
         if same and trace.status not in NO_REPLY:
             known.setdefault(trace.question, []).append(trace)
     return known

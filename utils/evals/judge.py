@@ -45,10 +45,9 @@ class Judge:
 
     def all(self, cases: Sequence[Case], replies: Sequence[str]) -> list[dict]:
         """Judge one reply a case, eight at a time; warns of unread ones."""
-        if len(cases) != len(replies):
-            raise ValueError(f"{len(cases)} cases, but {len(replies)} replies")
+        pairs = list(zip(cases, replies, strict=True))
         with ThreadPoolExecutor(8) as pool:
-            rows = list(pool.map(self, cases, replies))
+            rows = list(pool.map(lambda pair: self(*pair), pairs))
         unread = [row for row in rows if row["verdict"] == "unread"]
         if unread:
             first = f"{unread[0]['id']}: {unread[0]['reason']}"
@@ -81,19 +80,13 @@ def read_verdict(text: str) -> tuple[str, str]:
     if inner.startswith("```") and inner.endswith("```"):
         inner = inner.strip("`").removeprefix("json")
     try:
-        found = json.loads(inner, object_pairs_hook=_no_key_twice)
+        found = json.loads(inner)
         verdict, reason = found["verdict"], found["reason"]
     except (KeyError, TypeError, ValueError, RecursionError):
         verdict = reason = None
     if verdict not in ("pass", "fail") or not isinstance(reason, str):
         raise ValueError(f"no verdict in {text[:80]!r}")
     return verdict, reason
-
-
-def _no_key_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a key comes twice: which one counts?")
-    return dict(pairs)
 
 
 def recorded(
@@ -127,27 +120,20 @@ class JudgeRates:
     tnr: Interval  # share of the wrong answers that it fails
     accuracy: Interval
     kappa: float
-    unread: int  # left out of all the others
 
 
 def judge_rates(truth: Sequence[bool], verdict: Sequence[bool | None]) -> JudgeRates:
-    """Compare verdicts (True: pass) with a known truth.
+    """Compare verdicts (True: pass) with a known truth; None is left out.
 
-    None is left out and counted. ValueError where the truth does not hold both kinds.
+    ValueError where the truth does not hold both kinds.
     """
-    given = len(verdict)
     truth, verdict = _read(truth, verdict)
-    n = len(truth)
     tp, fn, tn, fp = _confusion(truth, verdict)
-    if not (tp + fn and tn + fp):
-        message = "a judge is tested on right and on wrong replies; here is one kind"
-        raise ValueError(f"{message} ({n} read, {given - n} unread)")
     return JudgeRates(
         tpr=wilson(tp, tp + fn),
         tnr=wilson(tn, tn + fp),
-        accuracy=wilson(tp + tn, n),
+        accuracy=wilson(tp + tn, len(truth)),
         kappa=kappa(truth, verdict),
-        unread=given - n,
     )
 
 
@@ -178,8 +164,6 @@ def label_agreement(
 
     How many items each reader gave it, how many both did, and kappa of having it.
     """
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} items of one reader, {len(b)} of the other")
     a, b = ([{x} if isinstance(x, str) else set(x) for x in side] for side in (a, b))
     rows = {}
     for code in sorted(set().union(*a, *b)):

@@ -12,12 +12,10 @@ import os
 import queue
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -61,8 +59,8 @@ class SandboxPool:
     """Worker processes that answer SQL on read-only databases; a context manager.
 
     `databases` maps names to SQLite files, which nobody may write to meanwhile. Threads
-    may share a pool. Raises FileNotFoundError or ValueError for a bad file, and
-    RuntimeError on Windows. Warns of each view and virtual table that cannot be read.
+    may share a pool. Raises FileNotFoundError where there is no file, ValueError where
+    it has unsaved changes, and RuntimeError on Windows.
     """
 
     def __init__(
@@ -84,23 +82,6 @@ class SandboxPool:
             self._idle.put(one)
         # Runs once: at close(), when the pool is collected, or when Python exits.
         self._close = weakref.finalize(self, _terminate, self._workers, self._pid)
-        self._warn_of_what_cannot_be_read()
-
-    def _warn_of_what_cannot_be_read(self) -> None:
-        """Try each view and virtual table once; plain tables can always be read."""
-        for name, uri in self._uris.items():
-            try:
-                with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
-                    kinds = dict(db.execute(worker.SPECIAL))
-            except sqlite3.Error as e:
-                path = self.databases[name]
-                raise ValueError(f"SQLite cannot read {path}: {e}") from e
-            jobs = [(name, f"SELECT * FROM {worker.quoted(n)} LIMIT 1") for n in kinds]
-            for thing, result in zip(kinds, self.map(jobs), strict=True):
-                if result.error:
-                    what = f"{name}: {kinds[thing]} {thing} cannot be read here"
-                    why = f"{result.error}, {result.message}"
-                    warnings.warn(f"{what} ({why})", stacklevel=3)
 
     def __enter__(self) -> "SandboxPool":
         return self

@@ -183,8 +183,6 @@ def gate(
     interval has no width: n cases alike still allow some 3/n of all to be broken.
     """
     __tracebackhide__ = True  # pytest then shows the message alone
-    if points:  # 0: no loss at all
-        _check_points(points)
     names = range(len(before)) if names is None else names
     if not 0 < len(before) == len(after) == len(names):
         counts = f"{len(before)}, {len(after)}, {len(names)}"

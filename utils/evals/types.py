@@ -92,6 +92,17 @@ class Product(Protocol):
         """Write an answer as text for a person who reads it beside the case."""
 
 
+def correction(trace: "Trace", product: Product | None) -> Any | None:
+    """Return the right answer that a reviewer gave, as the product reads it, or None.
+
+    It stands in the feedback under `answer` or `sql`, as a reply or as the bare answer.
+    """
+    note = trace.feedback or {}
+    right = note.get("answer", note.get("sql"))
+    found = product.extract(right) if product and isinstance(right, str) else None
+    return right if found is None else found
+
+
 def check_product(product: Product, logs: "Sequence[Trace]") -> None:
     """Try a product of one's own on its logs; ValueError says what to mend first.
 

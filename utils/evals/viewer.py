@@ -24,7 +24,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from utils.evals.types import Case, Grade, Product
+from utils.evals.types import Case, Grade, Product, correction
+from utils.logs import jsonl
 from utils.logs.importers import ARGUMENTS, INPUT, OUTPUT, RESULT
 from utils.logs.traces import Trace
 
@@ -69,14 +70,8 @@ def from_traces(traces: Sequence[Trace], product: Product | None = None) -> list
     rows = []
     for trace in traces:
         note = trace.feedback or {}
-        right = next((note[key] for key in RIGHT if note.get(key) is not None), None)
-        answer = trace.reply
-        if product:
-            answer = product.extract(trace.reply)
-            # A correction may be a reply, or the bare answer.
-            if isinstance(right, str):
-                found = product.extract(right)
-                right = right if found is None else found
+        right = correction(trace, product)
+        answer = product.extract(trace.reply) if product else trace.reply
         case = {"id": trace.trace_id, "question": trace.question}
         tokens_in, tokens_out = trace.tokens
         rows.append(
@@ -101,24 +96,14 @@ def from_cases(
     answers: Sequence[Any],
     grades: Sequence[Grade] | None = None,
     product: Product | None = None,
-    right: str | None = None,
 ) -> list[Row]:
     """Make a row of each case with its answer: right or wrong and why, and its slices.
 
-    `right` names the cases' key for what is right, by default the first of `RIGHT` that
-    they have. ValueError if there is none, or if the lists differ in length.
+    What is right stands under the first of `RIGHT` that a case has.
     """
-    if right is None:
-        right = next((k for k in RIGHT if any(k in case for case in cases)), None)
-    if cases and right is None:
-        has = ", ".join(cases[0])
-        raise ValueError(f"the cases have {has}: say right=... which of these it is")
-    if grades is None:
-        grades = [None] * len(cases)
-    if not len(cases) == len(answers) == len(grades):
-        raise ValueError("cases, answers and grades differ in length")
-    rows = []
+    rows, grades = [], grades or [None] * len(cases)
     for case, answer, grade in zip(cases, answers, grades, strict=True):
+        right = next((key for key in RIGHT if key in case), "answer")
         row = {
             "id": case["id"],
             "question": case["question"],
@@ -189,8 +174,6 @@ def annotate(
     ids = [str(row.get("id") or "") for row in rows]
     if "" in ids or len(set(ids)) < len(ids):
         raise ValueError('each row needs an "id" of its own, to keep a note under')
-    if isinstance(codes, str):
-        raise ValueError("codes should be a list of names, not one text")
     if not isinstance(codes, Mapping):
         codes = {name: "" for name in codes}
     saved = [note for note in _notes(path) if note["reader"] == reader]
@@ -205,8 +188,6 @@ def annotate(
 
 def _page(rows: list[Row], form: dict | None) -> Page:
     """Put rows into the template, as plain HTML and as data for the script."""
-    if not all(isinstance(row, dict) for row in rows):
-        raise TypeError("rows should be dictionaries, as from_traces makes them")
     filters = _filters(rows[:ROW_LIMIT])
     items, size = [], 0
     for number, row in enumerate(rows[:ROW_LIMIT], 1):
@@ -378,18 +359,13 @@ def save(path: str | Path, source: str | Path) -> int:
     if bad:
         raise ValueError(f"nothing was saved: {'; '.join(bad[:5])}")
     path = Path(path).expanduser()
-    old = {(note["reader"], note["id"]): note for note in _notes(path)}
-    lines = []
+    old = {(note["reader"], note["id"]): note["time"] for note in _notes(path)}
+    count = 0
     for note in new:
         before = old.get((note["reader"], note["id"]))
-        if before is None or before["time"] < note["time"]:
-            lines.append(json.dumps(note, ensure_ascii=False) + "\n")
-    count = len(lines)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
-        lines.insert(0, "\n")  # the last line was cut or edited by hand
-    with path.open("a", encoding="utf-8", errors="replace", newline="\n") as file:
-        file.writelines(lines)
+        if before is None or before < note["time"]:
+            jsonl.append(path, note)
+            count += 1
     print(f"{count} new in {path.name}, {len(new) - count} were there or are older.")
     return count
 

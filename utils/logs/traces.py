@@ -10,7 +10,6 @@ your own is recorded by `record`.
 
 import contextlib
 import json
-import os
 import secrets
 import time
 import warnings
@@ -21,7 +20,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator
 
-from utils.logs import importers
+from utils.logs import importers, jsonl
 from utils.logs.importers import ARGUMENTS, INPUT, OUTPUT, RESULT, TOKENS
 from utils.logs.importers import span as span
 
@@ -433,11 +432,7 @@ def labels(
 
 def write(path: str | Path, traces: Iterable[Trace]) -> None:
     """Write a JSONL file; one that was there is replaced as a whole, at the end."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".draft")
-    draft.write_bytes(b"".join(_line(trace.to_dict()) for trace in traces))
-    draft.replace(path)
+    jsonl.write(path, (trace.to_dict() for trace in traces))
 
 
 def append(path: str | Path, trace: Trace) -> None:
@@ -445,25 +440,7 @@ def append(path: str | Path, trace: Trace) -> None:
 
     ValueError if `read` could not take the line back.
     """
-    _append(path, Trace.from_dict(trace.to_dict()).to_dict())
-
-
-def _append(path: str | Path, record: dict) -> None:
-    line = _line(record)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+", buffering=0) as file:
-        if file.seek(0, os.SEEK_END):
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # a crash cut the last line: do not join it
-                line = b"\n" + line
-        if file.write(line) != len(line):  # a single write, so lines never mix
-            raise OSError(f"{path}: the disk took only part of a line")
-
-
-def _line(record: dict) -> bytes:
-    # A lone surrogate, which broken streams contain, leaves as its JSON escape.
-    line = json.dumps(record, ensure_ascii=False) + "\n"
-    return line.encode("utf-8", "backslashreplace")
+    jsonl.append(path, Trace.from_dict(trace.to_dict()).to_dict())
 
 
 def feedback(
@@ -477,7 +454,7 @@ def feedback(
     if verdict not in VERDICTS:
         raise ValueError(f"verdict should be one of {VERDICTS}, not {verdict!r}")
     note = {"source": source, "verdict": verdict, **more}
-    _append(path, {"trace_id": trace_id, "feedback": note})
+    jsonl.append(path, {"trace_id": trace_id, "feedback": note})
 
 
 def to_messages(trace: Trace, answer: str | None = None) -> list[dict]:

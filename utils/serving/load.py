@@ -5,15 +5,14 @@ user does who waits. Each request keeps its `start`, from which throughput follo
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
+from utils.evals.harness import sdk_client
 from utils.evals.stats import Interval
 
 QUIET = 0.05  # share of all cores that others may use while a load is measured
@@ -28,7 +27,6 @@ class RequestResult:
     seconds: float  # to the end of the answer, or to the refusal
     status: int  # of HTTP; 0: no connection, or it broke off
     tokens: int  # of the answer
-    text: str = ""
 
     @property
     def row(self) -> list[Any]:
@@ -54,7 +52,7 @@ def load(
     def one(api: Any, question: str) -> RequestResult:
         return _ask(api, question, began, {"model": "tidewater"} | options)
 
-    with _client(url, api_key, retries) as api:
+    with sdk_client(url, api_key=api_key, max_retries=retries) as api:
         return _at_once(one, api, questions, clients)
 
 
@@ -76,7 +74,7 @@ def answers(
         tokens = reply.usage.completion_tokens
         return [choice.message.content, tokens, float(np.mean(sure)), min(sure)]
 
-    with _client(url, api_key, retries=2) as api:
+    with sdk_client(url, api_key=api_key) as api:
         return _at_once(one, api, questions, clients)
 
 
@@ -152,21 +150,6 @@ def summary(rows: Sequence[RequestResult]) -> dict[str, float]:
     }
 
 
-@contextmanager
-def _client(url: str, api_key: str, retries: int) -> Iterator[Any]:
-    import openai
-
-    # A proxy (HTTP_PROXY) knows no server on this machine.
-    on_loopback = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-    with (
-        openai.DefaultHttpxClient(trust_env=not on_loopback) as http,
-        openai.OpenAI(
-            base_url=url, api_key=api_key, max_retries=retries, http_client=http
-        ) as api,
-    ):
-        yield api
-
-
 def _at_once(
     one: Callable[[Any, str], Any], api: Any, questions: Sequence[str], clients: int
 ) -> list[Any]:
@@ -180,7 +163,7 @@ def _ask(
 ) -> RequestResult:
     import openai
 
-    start, ttft, pieces, tokens, status = time.perf_counter(), None, [], 0, 200
+    start, ttft, tokens, status = time.perf_counter(), None, 0, 200
     try:
         stream = api.chat.completions.create(
             messages=[{"role": "user", "content": question}],
@@ -189,12 +172,11 @@ def _ask(
             **options,
         )
         for event in stream:
-            if event.choices and (text := event.choices[0].delta.content):
+            if event.choices and event.choices[0].delta.content:
                 ttft = ttft or time.perf_counter() - start
-                pieces.append(text)
             if event.usage:
                 tokens = event.usage.completion_tokens
     except openai.APIError as error:
         status = getattr(error, "status_code", 0)
-    seconds, text = time.perf_counter() - start, "".join(pieces)
-    return RequestResult(start - began, ttft, seconds, status, tokens, text)
+    seconds = time.perf_counter() - start
+    return RequestResult(start - began, ttft, seconds, status, tokens)

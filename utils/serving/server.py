@@ -511,30 +511,22 @@ async def run(settings: Settings, host: str, port: int, until_eof: bool) -> None
 @contextlib.contextmanager
 def serve(
     gguf: Path | str,
-    name: str = "tidewater",
-    slots: int = 2,
-    waiting: int = 16,
-    max_tokens: int = 256,
-    port: int = 0,
     api_key: str | None = None,
-    engines: int | None = None,
+    port: int = 0,
     log: Path | str | None = None,
+    **settings: Any,
 ) -> Iterator[str]:
     """Serve a GGUF file in processes of their own; yields the base URL, ending in /v1.
 
-    They end with the block, and also if this process dies. Arguments are those of
-    `Settings`; besides:
+    They end with the block, and also if this process dies.
 
     Args:
         gguf: the file, as `utils.serving.export` makes it.
-        name: what the server calls the model.
-        slots: conversations that an engine answers at once.
-        waiting: requests that may wait besides.
-        max_tokens: longest reply.
-        port: on 127.0.0.1; 0 takes a free one.
         api_key: what clients must send; None: anything goes.
-        engines: processes; None: one a core.
+        port: on 127.0.0.1; 0 takes a free one.
         log: a file for the server's log.
+        settings: further `Settings`, such as slots; name is tidewater, and there are
+            as many engines as cores, if they do not say otherwise.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -543,9 +535,8 @@ def serve(
     """
     if not Path(gguf).is_file():
         raise FileNotFoundError(f"no model file {gguf}; export.to_gguf makes one")
-    flags = {"name": name, "slots": slots, "waiting": waiting, "max-tokens": max_tokens}
-    flags |= {"port": port, "engines": engines or cores(), "grace": 1}
-    words = [f"--{flag}={value}" for flag, value in flags.items()]
+    flags = {"name": "tidewater", "port": port, "grace": 1} | settings
+    words = [f"--{flag.replace('_', '-')}={value}" for flag, value in flags.items()]
     env = os.environ | {"SERVING_API_KEY": api_key or ""}
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())

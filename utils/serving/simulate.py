@@ -76,17 +76,10 @@ class SimulationResult:
 
     seconds: float
     sandbox_seconds: float  # paid: from creation to end, idle time included
-    busy_seconds: float  # of these, spent in calls
     dollars: float  # price of the sandboxes, in USD
     created: int  # sandboxes
     peak: int  # most sandboxes at a time
     finished: NDArray[np.float64]  # the end of each job, in the order of arrival
-    waited: NDArray[np.float64]  # how long each call was ready and not worked on
-
-    @property
-    def utilisation(self) -> float:
-        """Share of the paid time that was spent in calls, 0 to 1."""
-        return self.busy_seconds / self.sandbox_seconds if self.sandbox_seconds else 1.0
 
 
 def simulate(
@@ -114,7 +107,7 @@ def simulate(
     free = [(0.0, False)] * places  # when a place is free, and whether it has a sandbox
     next_creation = 0.0
     waking: list[float] = []  # when those that hold a permit to start are ready
-    begun, ended = np.zeros(calls), np.zeros(calls)
+    ended = np.zeros(calls)
     births: list[float] = []
     for number in range(calls):
         since, alive = free[0]  # the place that is free first
@@ -127,7 +120,7 @@ def simulate(
             births.append(birth)
             now = birth + next(starts)
             heapq.heappush(waking, now)
-        begun[number], ended[number] = now, now + lengths[number]
+        ended[number] = now + lengths[number]
         heapq.heapreplace(free, (ended[number], not policy.one_per_job))
 
     deaths = ended if policy.one_per_job else np.full(len(births), ended.max())
@@ -135,12 +128,10 @@ def simulate(
     return SimulationResult(
         seconds=float(ended.max()),
         sandbox_seconds=sandbox_seconds,
-        busy_seconds=float(lengths.sum()),
         dollars=sandbox_seconds * policy.usd_per_second,
         created=len(births),
         peak=_peak(births, deaths),
         finished=np.repeat(ended, np.diff(last, prepend=-1)),
-        waited=begun - ready,
     )
 
 

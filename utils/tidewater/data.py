@@ -4,12 +4,12 @@ To put your own product into the course, write this folder for it; nothing outsi
 knows about coffee.
 """
 
-import hashlib
 import json
 import runpy
 from pathlib import Path
 from typing import Any
 
+from utils.evals import cases
 from utils.evals.harness import RecordedModel
 from utils.evals.types import Reply
 from utils.logs import traces
@@ -36,9 +36,7 @@ def read_jsonl(name: str) -> list[dict[str, Any]]:
 
 
 def load_prompt(name: str) -> str:
-    """Return a system prompt by name. Raises ValueError that lists the names."""
-    if name not in PROMPTS:
-        raise ValueError(f"no prompt {name!r}; there are {', '.join(PROMPTS)}")
+    """Return a system prompt by its name, one of `PROMPTS`."""
     return (DATA / "prompts" / f"{name}.txt").read_text(encoding="utf-8").strip()
 
 
@@ -47,34 +45,24 @@ def load_cases(split: str = "eval", n: int | None = None) -> list[dict[str, Any]
 
     'eval' (250), 'practice' (500), 'practice_more' (2,599), and 'exam' (1,000), which
     is for the last comparison of finished models. The files are shuffled, so the first
-    n are a random sample, and always the same. ValueError for another split.
+    n are a random sample, and always the same.
     """
-    if split not in SPLITS:
-        raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
     return read_jsonl(f"{split}.jsonl")[:n]
 
 
 def frozen_eval() -> str:
     """Return the eval's SHA-256. Raises ValueError if data/eval.jsonl has changed."""
-    found = hashlib.sha256((DATA / "eval.jsonl").read_bytes()).hexdigest()
-    if found != (DATA / "eval.sha256").read_text().split()[0]:
-        raise ValueError(
-            "data/eval.jsonl is not the eval that was frozen (data/eval.sha256). "
-            "Restore it; results on another eval cannot be compared with earlier ones"
-        )
-    return found
+    cases.load(DATA / "eval.jsonl")
+    return (DATA / "eval.sha256").read_text().split()[0]
 
 
 def load_glossary(use: str) -> dict[str, dict[str, str]]:
     """Return what users say and the SQL condition it stands for, by kind of phrase.
 
     'swap' has phrases that can take each other's place, 'add' those that can be added
-    to a question. Raises ValueError for another use.
+    to a question.
     """
-    uses = json.loads((DATA / "glossary.json").read_text(encoding="utf-8"))
-    if use not in uses:
-        raise ValueError(f"no use {use!r}; there are {', '.join(uses)}")
-    return uses[use]
+    return json.loads((DATA / "glossary.json").read_text(encoding="utf-8"))[use]
 
 
 def build_twin_c(path: Path) -> Path:

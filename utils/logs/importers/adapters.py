@@ -134,10 +134,7 @@ def step(record: dict) -> list[c.Call]:
         if not isinstance(child, dict):
             call.faults.append("span is only an id or null: export whole observations")
             continue
-        try:
-            calls += step({"trace_id": call.trace_id} | v.present(child))
-        except Exception as error:  # costs this step only
-            call.faults.append(f"span {Fields(child).get('id', 'name')}: {error}")
+        calls += step({"trace_id": call.trace_id} | v.present(child))
     return calls
 
 

@@ -54,11 +54,7 @@ class Export:
             log = names & {"eventname", "body"} and "name" not in names
             record = {"scopespans": [{"logrecords" if log else "spans": [record]}]}
         for resource in self._under(line, record, *_RESOURCES) or [record]:
-            about = {}
-            try:
-                about = _values(v.as_object(resource.get("resource")).get("attributes"))
-            except ValueError as error:
-                self.faults.append((line, f"the resource's {error}"))
+            about = _values(v.as_object(resource.get("resource")).get("attributes"))
             for scope in self._under(line, resource, *_SCOPES):
                 for one in self._under(line, scope, "spans"):
                     self.spans.append((line, one, about))
