@@ -5,21 +5,22 @@
 
 `decide` is pure: `Inputs` in, `Decision` out; `utils.costs.memo` writes it. What a
 manager does not know has a default that is marked as a guess, with a range. All guesses
-stand here: in `Inputs`, and in the table of GPUs below it.
+stand here: in `Inputs`, and in the table of GPUs below it; all words in words.toml.
+decide.html does the same in a browser: `utils.costs.form` puts numbers and words there.
 """
 
 import argparse
 import functools
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, NoReturn
+from typing import Any
 
 from utils.costs import load, memo
 from utils.costs.prices import (
     MONTH,
     PRICE_FILE,
-    Prices,
     TokenPrice,
     cached_call_cost,
     call_cost,
@@ -27,42 +28,36 @@ from utils.costs.prices import (
 )
 
 HOURS = {"weeks": 40, "days": 8}  # of work
-MIN_REVIEWED, MIN_CASES = 500, 200  # enough to train on, enough to measure with
 
 
 class Guess(float):
     """A number of ours with a range; a reader's own is a plain one, without."""
 
-    ends: tuple[float, float]
+    corners: tuple[float, float, float]  # low end, centre, high end
 
 
-def known(words: str) -> Any:
-    """Declare a number that the reader knows: it has no default."""
-    return field(metadata={"help": words})
+def ask(words: str, value: Any = MISSING) -> Any:
+    """Declare a number that the reader knows, or may know."""
+    return field(default=value, metadata={"help": words})
 
 
 def guess(value: float, low: float, high: float, words: str) -> Any:
     """Declare a guess with its range, which a reader's own number replaces."""
     one = Guess(value)
-    one.ends = (low, high)
-    return field(default=one, metadata={"help": words})
-
-
-def option(value: Any, words: str) -> Any:
-    """Declare what changes the verdict where it is known."""
-    return field(default=value, metadata={"help": words})
+    one.corners = (low, value, high)
+    return ask(words, one)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """What the decision rests on; shares are 0 to 1, prices USD per million tokens."""
 
-    volume: float = known("answers a month")
-    tokens_in: float = known("input tokens of a call")
-    tokens_out: float = known("output tokens of a call, thinking included")
-    price_in: float = known("USD per million input tokens")
-    price_out: float = known("USD per million output tokens")
-    model: str = option("today's API", "its name in data/prices.json: gives the prices")
+    volume: float = ask("answers a month")
+    tokens_in: float = ask("input tokens of a call")
+    tokens_out: float = ask("output tokens of a call, thinking included")
+    model: str = ask("its name in data/prices.json: gives the prices", "today's API")
+    price_in: float = ask("USD per million input tokens")
+    price_out: float = ask("USD per million output tokens")
     accuracy: float = guess(0.9, 0.8, 0.99, "share of its answers that are right today")
     promise: float = guess(2, 1, 5, "seconds in which half of the answers come")
     peak: float = guess(3, 1, 10, "busiest hour over the mean; Tidewater 2.2")
@@ -75,30 +70,31 @@ class Inputs:
     oncall_days: float = guess(2, 1, 4, "days a month to operate, on call; as in 00")
     months: float = guess(12, 6, 24, "months in which the building is earned back")
     same_prefix: float = guess(0.8, 0, 0.95, "share of the input that is in each call")
-    misses: float = option(None, "share of calls too late for the cache; else computed")
+    misses: float = ask("share of calls too late for the cache; else computed", None)
     batch_share: float = guess(0, 0, 1, "share of the calls that may wait a day")
     thinking: float = guess(0, 0, 300, "thinking tokens an answer, not yet counted")
     billions: float = guess(4, 1, 8, "parameters of your model, in billions, at 8 bits")
     spread: float = guess(0.4, 0.2, 1, "deviation of seconds over their mean; as in 09")
-    p95: float = option(None, "seconds within which 95 of 100 come; else twice promise")
-    differ: float = option(None, "share of cases where one is right; else 1 - accuracy")
+    p95: float = ask("seconds within which 95 of 100 come; else twice promise", None)
+    differ: float = ask("share of cases where one is right; else 1 - accuracy", None)
 
-    gpu: str = option(None, "the GPU on which you measured")
-    answers_per_second: float = option(None, "measured on one such GPU, kept busy")
-    at_once: int = option(16, "answers that ran on it at a time")
-    gap_low: float = option(None, "your model's accuracy less today's, paired: low end")
-    gap_high: float = option(None, "the same: high end")
-    api_seconds: float = option(None, "median seconds of today's answers")
-    need: float = option(None, "accuracy that you need and prompts do not reach")
-    cheaper_fails: bool = option(False, "cheaper models were tried: too often wrong")
-    reviewed: int = option(None, "reviewed answers that you have")
-    cases: int = option(None, "eval cases that you have")
-    data_stays: bool = option(False, "the data may not leave your machines")
-    retires: bool = option(False, "the vendor ends the model within the year")
-    tasks: int = option(1, "tasks that need a model each")
+    gpu: str = ask("the GPU on which you measured", None)
+    answers_per_second: float = ask("measured on one such GPU, kept busy", None)
+    at_once: int = ask("answers that ran on it at a time", 16)
+    gap_low: float = ask("your model's accuracy less today's, paired: low end", None)
+    gap_high: float = ask("the same: high end", None)
+    api_seconds: float = ask("median seconds of today's answers", None)
+    need: float = ask("accuracy that you need and prompts do not reach", None)
+    cheaper_fails: bool = ask("cheaper models were tried: too often wrong", False)
+    reviewed: int = ask("reviewed answers that you have", None)
+    cases: int = ask("eval cases that you have", None)
+    data_stays: bool = ask("the data may not leave your machines", False)
+    retires: bool = ask("the vendor ends the model within the year", False)
+    tasks: int = ask("tasks that need a model each", 1)
 
     def __post_init__(self) -> None:
-        _refuse_nonsense(self)
+        for words in _nonsense(self):
+            raise ValueError(words)
 
 
 # Memory in GB/s, 16-bit arithmetic in TFLOP/s without sparsity, memory in GB: NVIDIA's
@@ -107,6 +103,7 @@ class Inputs:
 GPUS = {"L4": (300, 121, 24), "L40S": (864, 362, 48), "H100": (3350, 989, 80)}
 BANDWIDTH, ARITHMETIC, FASTER = 0.75, 0.5, 2  # in truth half to twice as fast
 CACHE_GB = 0.036e-3  # of attention's cache, a token and billion of parameters
+SLOTS = (1, 2, 4, 8, 16, 32, 64)  # answers at a time
 
 
 @dataclass(frozen=True)
@@ -150,6 +147,8 @@ class Decision:
     from_volume: float  # answers a month from which the centre saves; infinite: none
     cases_needed: int
     stale: list[str]
+    min_reviewed: int = 500  # enough to train on
+    min_cases: int = 200  # enough to measure with
 
     @property
     def weeks(self) -> float:
@@ -181,32 +180,32 @@ def rule(
 def decide(x: Inputs) -> Decision:
     """Apply the rule to one product's numbers."""
     prices = _prices()
-    plain, rival = _bills(x, x.volume)
+    plain, best, _ = _call(x, _price(x), x.volume)
+    plain, rival = 12 * x.volume * plain, 12 * x.volume * best
     own = tuple(_own_year(x, x.volume, corner)[0] for corner in (0, 1, 2))
     people = tuple(_people_year(x, corner) for corner in (0, 1, 2))
     most = (rival - people[1]) / 12 / x.volume
     machines = [_machine(x, name, most) for name in _gpu_names(x)]
     rivals = _rivals(x, plain)
-    others = [way for way in rivals if way.name in prices.models]
-    if x.cheaper_fails:
-        others = []
+    listed = {} if x.cheaper_fails else prices.models
+    others = [way for way in rivals if way.name in listed]
     cheaper = min(others, key=lambda way: way.usd_a_month, default=None)
 
-    equal, better = _above(x, -x.margin), _above(x, 0)
-    money = _cheaper_than(own, rival)
+    equal = _above(-x.margin, x.gap_low, x.gap_high)
+    better = _above(0, x.gap_low, x.gap_high)
+    money = _above(0, rival - own[2], rival - own[0])
     switch = cheaper is not None and money is not False
-    switch = switch and _cheaper_than(own, 12 * cheaper.usd_a_month) is not True
+    switch = switch and not own[2] < 12 * cheaper.usd_a_month
     in_time = any(machine.allowed for machine in machines)
-    late = _late(x)
     short = x.need is not None and x.accuracy < x.need
     signals = {
         # Where a cheaper model may do, the question of equal quality comes after it.
         "cost": True if switch and equal is not False else every(money, equal),
-        "latency": every(late, in_time, equal),
+        "latency": every(_late(x), in_time, equal),
         "quality": every(short, better),
     }
-    few = x.reviewed is not None and x.reviewed < MIN_REVIEWED
-    few = few or (x.cases is not None and x.cases < MIN_CASES)
+    few = x.reviewed is not None and x.reviewed < Decision.min_reviewed
+    few = few or (x.cases is not None and x.cases < Decision.min_cases)
     # Who has no reason to leave need not collect data first.
     enough = not few or not any(signal is not False for signal in signals.values())
     verdict = rule(signals, enough, switch)
@@ -238,27 +237,22 @@ def decide(x: Inputs) -> Decision:
 
 # --- what the API costs ---------------------------------------------------------------
 
-
-@functools.cache
-def _prices() -> Prices:
-    return load_prices()
+HOW = memo.WORDS["how"]
+LIKE = "claude-haiku-5.5"  # its terms: a guess for other vendors
+_prices = functools.cache(load_prices)
 
 
 @functools.cache
 def _price(x: Inputs) -> TokenPrice:
     """Return the prices of today's model; a vendor's cache is guessed if unknown."""
-    known_models = _prices().models
-    if x.model in known_models:
-        found = known_models[x.model]
-        if (found.input, found.output) == (x.price_in, x.price_out):
-            return found
-    like = known_models["claude-haiku-5.5"]  # its terms: a guess for other vendors
+    found, like = _prices().models.get(x.model), _prices().models[LIKE]
+    if found and (found.input, found.output) == (x.price_in, x.price_out):
+        return found
     times = x.price_in / like.input
-    writes = [
-        one.model_copy(update={"usd": one.usd * times}) for one in like.cache.writes
-    ]
-    prices = {"input": x.price_in, "cached_input": 0.1 * x.price_in}
-    prices |= {
+    writes = [w.model_copy(update={"usd": w.usd * times}) for w in like.cache.writes]
+    prices = {
+        "input": x.price_in,
+        "cached_input": 0.1 * x.price_in,
         "output": x.price_out,
         "cache": like.cache.model_copy(update={"writes": writes}),
     }
@@ -270,7 +264,7 @@ def _call(x: Inputs, price: TokenPrice, volume: float) -> tuple[float, float, st
     out = x.tokens_out + x.thinking
     batch = 1 - x.batch_share * price.batch_discount
     plain = batch * call_cost(price, x.tokens_in, out)
-    best, how = plain, "no cache helps"
+    best, how = plain, HOW["none"]
     prefix = math.floor(x.same_prefix * x.tokens_in)
     for write in price.cache.writes if price.cache else []:
         # Calls by chance at the mean rate: the share that comes later than the cache.
@@ -279,19 +273,12 @@ def _call(x: Inputs, price: TokenPrice, volume: float) -> tuple[float, float, st
         args = (x.tokens_in, out, prefix, write.minutes, misses)
         usd = batch * cached_call_cost(price, *args)
         if usd < best:
-            best, how = (
-                usd,
-                f"cache of {write.minutes:g} minutes, found by {1 - misses:.0%}",
-            )
+            facts = {"minutes": write.minutes, "hits": 1 - misses}
+            best, how = usd, memo.fill(HOW["cache"], facts)
     if best == plain and price.cache and prefix < price.cache.minimum:
-        how = f"{prefix} equal tokens are below the cache's {price.cache.minimum}"
+        facts = {"prefix": prefix, "minimum": price.cache.minimum}
+        how = memo.fill(HOW["short"], facts)
     return plain, best, how
-
-
-def _bills(x: Inputs, volume: float) -> tuple[float, float]:
-    """USD a year of today's model: as it is, and at its best."""
-    plain, best, _ = _call(x, _price(x), volume)
-    return 12 * volume * plain, 12 * volume * best
 
 
 def _rivals(x: Inputs, plain_year: float) -> list[Way]:
@@ -302,23 +289,19 @@ def _rivals(x: Inputs, plain_year: float) -> list[Way]:
     _, best, how = _call(x, price, x.volume)
     discount = price.batch_discount
     all_wait = bill * (1 - discount) / (1 - x.batch_share * discount)
+    thinks = bill + 100 * x.volume * price.output / 1e6
     ways = [
-        Way("as it is", bill, "plain price, no cache"),
+        Way("as it is", bill, HOW["plain"]),
         Way("cached", best * x.volume, how),
-        Way("all in a batch", all_wait, "if every answer may wait a day"),
-        Way(
-            "100 thinking tokens more",
-            bill + 100 * x.volume * price.output / 1e6,
-            "if the model thinks and your count leaves that out",
-        ),
+        Way("all in a batch", all_wait, HOW["batch"]),
+        Way("100 thinking tokens more", thinks, HOW["thinking"]),
     ]
     for name, other in prices.models.items():
         _, usd, how = _call(x, other, x.volume)
         if name != x.model and usd < 0.99 * best:
-            ways.append(Way(name, usd * x.volume, f"{how}; accuracy not measured"))
+            ways.append(Way(name, usd * x.volume, how + HOW["other"]))
     if hosted := _hosted(x, x.volume):
-        words = "an open model, with your LoRA or without; by the token, never idle"
-        ways.append(Way(f"{hosted[1]}, hosted", hosted[0], words))
+        ways.append(Way(f"{hosted[1]}, hosted", hosted[0], HOW["hosted"]))
     return ways
 
 
@@ -332,19 +315,15 @@ def _hosted(x: Inputs, volume: float) -> tuple[float, str] | None:
 # --- what a model of your own costs ---------------------------------------------------
 
 
-def _corner(x: Inputs, name: str, corner: int) -> float:
-    """Low end, centre or high end of a guess; a reader's own number has no ends."""
-    value = getattr(x, name)
-    low, high = value.ends if isinstance(value, Guess) else (value, value)
-    return (low, value, high)[corner]
-
-
 def _people_year(x: Inputs, corner: int) -> float:
     """USD a year: building, spread over the months that earn it back, and keeping."""
-    weeks = _corner(x, "build_weeks", corner)
-    names = ("review_days", "retrain_days", "oncall_days")
-    days = sum(_corner(x, name, corner) for name in names)
-    hours = HOURS["weeks"] * weeks / x.months + HOURS["days"] * days
+
+    def end(name: str) -> float:
+        value = getattr(x, name)  # a reader's own number has no ends
+        return value.corners[corner] if isinstance(value, Guess) else value
+
+    days = end("review_days") + end("retrain_days") + end("oncall_days")
+    hours = HOURS["weeks"] * end("build_weeks") / x.months + HOURS["days"] * days
     return 12 * x.tasks * hours * x.wage
 
 
@@ -356,8 +335,7 @@ def _own_year(x: Inputs, volume: float, corner: int) -> tuple[float, str]:
         # At best machines come and go with the load; else the peak's are kept on.
         peak = 1.0 if corner == 0 else x.peak
         if serving:
-            count = _count(x, serving, volume, peak)
-            ways.append((count * _month(name), name))
+            ways.append((_fleet(x, name, serving, volume, peak)[1], name))
     # A host's seconds are not known: it is no way out where lateness is the reason.
     hosted = None if x.data_stays or _late(x) else _hosted(x, volume)
     ways += [(hosted[0], f"{hosted[1]}, hosted")] if hosted else []
@@ -367,6 +345,11 @@ def _own_year(x: Inputs, volume: float, corner: int) -> tuple[float, str]:
 
 def _gpu_names(x: Inputs) -> list[str]:
     return list(GPUS) if x.answers_per_second is None else [x.gpu]
+
+
+def _gigabytes(x: Inputs, at_once: int) -> float:
+    """Memory of the model, and of attention's cache of `at_once` answers."""
+    return x.billions * (1 + at_once * (x.tokens_in + x.tokens_out) * CACHE_GB)
 
 
 def _seconds(x: Inputs, name: str, at_once: int, faster: float = 1) -> float:
@@ -380,54 +363,45 @@ def _seconds(x: Inputs, name: str, at_once: int, faster: float = 1) -> float:
     memory, arithmetic, _ = GPUS[name]
     token = 2e9 * x.billions / (arithmetic * 1e12 * ARITHMETIC)  # seconds a token
     new = x.tokens_in * (1 - x.same_prefix)
-    cache = at_once * (x.tokens_in + x.tokens_out) * x.billions * CACHE_GB
-    step = max((x.billions + cache) / (memory * BANDWIDTH), at_once * token)
+    step = max(_gigabytes(x, at_once) / (memory * BANDWIDTH), at_once * token)
     return (at_once * new * token + x.tokens_out * step) / faster
 
 
 @functools.cache
-def _serving(x: Inputs, name: str, faster: float = 1) -> tuple[str, int, Any] | None:
-    """Choose how many answers at a time give most in time: GPU, number, seconds."""
-    best, most = None, 0.0
+def _serving(x: Inputs, name: str, faster: float = 1) -> tuple[int, Any] | None:
+    """Choose how many answers at a time give most in time: their number, seconds."""
     measured = x.answers_per_second is not None
-    for slots in (x.at_once,) if measured else (1, 2, 4, 8, 16, 32, 64):
-        cache = slots * (x.tokens_in + x.tokens_out) * x.billions * CACHE_GB
-        if not measured and x.billions + cache > 0.9 * GPUS[name][2]:
-            break  # it does not fit the memory
+    fits = [n for n in SLOTS if _gigabytes(x, n) <= 0.9 * GPUS[name][2]]
+    best, most = None, 0.0
+    for slots in (x.at_once,) if measured else fits:
         mean = _seconds(x, name, slots, faster)
         times = load.times_like(mean, x.spread * mean)
         rate = load.highest_load(times, slots, _promise(x)) * slots / mean
         if rate > most:
-            best, most = (name, slots, times), rate
+            best, most = (slots, times), rate
     return best
 
 
-def _count(x: Inputs, serving: tuple, volume: float, peak: float) -> int:
-    """Machines for all tasks; each has its own."""
-    _, slots, times = serving
-    return x.tasks * load.machines_for(
-        times, volume / x.tasks, _promise(x), peak, slots
-    )
+def _fleet(
+    x: Inputs, name: str, serving: tuple[int, Any], volume: float, peak: float
+) -> tuple[int, float]:
+    """Machines for all tasks, each with its own, and USD of their month."""
+    slots, times = serving
+    each = load.machines_for(times, volume / x.tasks, _promise(x), peak, slots)
+    return x.tasks * each, x.tasks * each * _prices().gpu(name).price * MONTH / 3600
 
 
-def _month(name: str) -> float:
-    """USD of a GPU that is on all month."""
-    return _prices().gpu(name).price * MONTH / 3600
-
-
-def _machine(x: Inputs, name: str, most_per_answer: float) -> Machine:
+def _machine(x: Inputs, name: str, most: float) -> Machine:
     serving = _serving(x, name)
-    slots = serving[1] if serving else 1
+    slots, times = serving or (1, None)
     speed, alone = slots / _seconds(x, name, slots), _seconds(x, name, 1)
     if not serving:
         return Machine(name, speed, 0, alone, math.inf, 0, math.inf)
-    count = _count(x, serving, x.volume, x.peak)
-    allowed = load.highest_load(serving[2], count // x.tasks * slots, _promise(x))
-    needed = math.inf
-    if most_per_answer > 0:
-        usd_a_second = _prices().gpu(name).price / 3600
-        needed = usd_a_second / most_per_answer * x.peak / allowed
-    return Machine(name, speed, allowed, alone, needed, count, count * _month(name))
+    count, usd = _fleet(x, name, serving, x.volume, x.peak)
+    allowed = load.highest_load(times, count // x.tasks * slots, _promise(x))
+    usd_a_second = _prices().gpu(name).price / 3600
+    needed = usd_a_second / most * x.peak / allowed if most > 0 else math.inf
+    return Machine(name, speed, allowed, alone, needed, count, usd)
 
 
 def _promise(x: Inputs) -> load.Promise:
@@ -442,7 +416,8 @@ def _from_volume(x: Inputs) -> float:
     """Answers a month from which the centre of the estimate saves money."""
 
     def saves(volume: float) -> bool:
-        return _own_year(x, volume, 1)[0] < _bills(x, volume)[1]
+        best = _call(x, _price(x), volume)[1]
+        return _own_year(x, volume, 1)[0] < 12 * volume * best
 
     low, high = 1e3, 1e3
     while not saves(high):
@@ -458,16 +433,9 @@ def _from_volume(x: Inputs) -> float:
 # --- logic and nonsense ---------------------------------------------------------------
 
 
-def _cheaper_than(own: tuple[float, float, float], rival: float) -> bool | None:
-    """Say whether ours costs less: at every end of the guesses, at none, or unknown."""
-    return True if own[2] < rival else False if own[0] >= rival else None
-
-
-def _above(x: Inputs, level: float) -> bool | None:
-    """Say whether the measured gap lies above a level; None if it holds it."""
-    if x.gap_low is None:
-        return None
-    return True if x.gap_low > level else False if x.gap_high < level else None
+def _above(level: float, low: float | None, high: float | None) -> bool | None:
+    """Say whether a range lies above a level; None if it holds it, or is not known."""
+    return None if low is None or low <= level <= high else low > level
 
 
 def every(*parts: bool | None) -> bool | None:
@@ -475,47 +443,52 @@ def every(*parts: bool | None) -> bool | None:
     return False if False in parts else None if None in parts else True
 
 
-LEAST = 1e-12  # above 0
-NOT_0 = (LEAST, math.inf, "give a number above 0")
+LEAST, MOST = 1e-12, 1e12  # above 0, and more than anybody has
+NOT_0 = (LEAST, MOST, "give a number above 0")
 SHARE = (LEAST, 1, "give a share from 0 to 1: for 93 per cent 0.93")
 GAP = (-1, 1, "give a difference of two shares: for 2 points 0.02")
-PRICE = (0, 1_000, "give USD per million tokens")
-LIMITS = dict.fromkeys(("gap_low", "gap_high"), GAP)
-LIMITS |= dict.fromkeys(("accuracy", "margin", "need"), SHARE)
-LIMITS |= dict.fromkeys(("same_prefix", "misses", "batch_share"), (0, *SHARE[1:]))
-LIMITS |= {"differ": (0, *SHARE[1:]), "price_in": PRICE, "price_out": PRICE}
-LIMITS["promise"] = (LEAST, 120, "give seconds: for 2,000 ms 2")
-LIMITS["wage"] = (LEAST, 1_000, "give USD an hour: a year's over 1,800")
-LIMITS["peak"] = (1, 1_000, "give the busiest hour over the mean one: 1 or more")
-MAY_BE_0 = ("build_weeks", "review_days", "retrain_days", "oncall_days", "thinking")
-MAY_BE_0 += ("spread", "reviewed", "cases")
-LIMITS |= dict.fromkeys(MAY_BE_0, (0, math.inf, "give 0 or more"))
+LIMITS = {
+    SHARE: "accuracy need",
+    (0.001, 1, "give a share of 0.001 or more: for 2 points 0.02"): "margin",
+    (0, *SHARE[1:]): "same_prefix misses batch_share differ",
+    GAP: "gap_low gap_high",
+    (LEAST, 1e7, "give the tokens of one call, above 0"): "tokens_in tokens_out",
+    (0, 1e7, "give the tokens of one answer, 0 or more"): "thinking",
+    (0, 1_000, "give USD per million tokens"): "price_in price_out",
+    (LEAST, 120, "give seconds: for 2,000 ms 2"): "promise",
+    (LEAST, 1_000, "give USD an hour: a year's over 1,800"): "wage",
+    (1, 1_000, "give the busiest hour over the mean one: 1 or more"): "peak",
+    (0, MOST, "give 0 or more"): "build_weeks review_days retrain_days oncall_days "
+    "spread reviewed cases",
+}
 
 
-def _refuse_nonsense(x: Inputs) -> None:
-    """Raise ValueError, one line that says what to do, for numbers that cannot be."""
+def limits(name: str) -> tuple[float, float, str]:
+    """Lowest, highest, and what to do about a number outside."""
+    return next((k for k, names in LIMITS.items() if name in names.split()), NOT_0)
+
+
+def _nonsense(x: Inputs) -> Iterator[str]:
+    """Say in one line what to do about numbers that cannot be."""
+    wrong = memo.WORDS["wrong"]
     for one in fields(x):
         value = getattr(x, one.name)
         if value is None or isinstance(value, bool | str):
             continue
-        low, high, words = LIMITS.get(one.name, NOT_0)
-        if not (low <= value <= high and math.isfinite(value)):
-            says = f"{_flag(one.name)} is {value:g} ({one.metadata['help']})"
-            raise ValueError(f"{says}: {words}")
-    price, p95 = max(x.price_in, x.price_out), x.p95 or math.inf
-    low, high = x.gap_low or 0, x.gap_high or 0
-    wrong = {
-        f"{price:g} USD per million tokens is below any price that we know: if it is "
-        f"per thousand, give {1000 * price:g}": price < 0.02,
-        "--p95, for 95 of 100 answers, cannot be below --promise": p95 < x.promise,
-        "give --gap-low and --gap-high together, the low end first": low > high
-        or (x.gap_low is None) != (x.gap_high is None),
-        f"say with --gpu where you measured: {', '.join(GPUS)}": x.gpu not in GPUS
-        and (x.gpu is not None or x.answers_per_second is not None),
-    }
-    for words, is_so in wrong.items():
-        if is_so:
-            raise ValueError(words)
+        low, high, words = limits(one.name)
+        if not low <= value <= high:
+            says = {"flag": _flag(one.name), "value": value, "words": words}
+            yield memo.fill(wrong["limits"], says | one.metadata)
+    price = max(x.price_in, x.price_out)
+    if price < 0.02:
+        yield memo.fill(wrong["cheap"], {"price": price, "better": 1000 * price})
+    if (x.p95 or math.inf) < x.promise:
+        yield wrong["p95"]
+    one_end = (x.gap_low is None) != (x.gap_high is None)
+    if one_end or (x.gap_low or 0) > (x.gap_high or 0):
+        yield wrong["gap"]
+    if x.gpu not in GPUS and not x.gpu == x.answers_per_second is None:
+        yield memo.fill(wrong["gpu"], {"gpus": ", ".join(GPUS)})
 
 
 # --- the command ----------------------------------------------------------------------
@@ -524,26 +497,18 @@ EXAMPLE = "--volume 3000000 --tokens-in 1800 --tokens-out 250 "
 EXAMPLE += "--model claude-sonnet-5.5 --accuracy 0.93 --promise 2 --peak 3 --wage 60"
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """End with what to do."""
-        sys.exit(f"decide: {message}  (--help tells all numbers)")
-
-
 def read(words: list[str]) -> Inputs:
     """Read the command's words; ends the program or raises where they do not do."""
-    parser = Parser("utils.costs.decide", allow_abbrev=False)
+    parser = argparse.ArgumentParser("utils.costs.decide", allow_abbrev=False)
+    more = "  (--help tells all numbers)"
+    parser.error = lambda message: sys.exit(f"decide: {message}{more}")
     for one in fields(Inputs):
         flag, words_of = _flag(one.name), one.metadata["help"]
         if isinstance(one.default, Guess):
-            low, high = one.default.ends
+            low, _, high = one.default.corners
             words_of += f" (our guess: {one.default:g}, {low:g} to {high:g})"
-        if isinstance(one.default, bool):
-            parser.add_argument(flag, action="store_true", help=words_of)
-        else:
-            parser.add_argument(flag, type=one.type, help=words_of)
+        kind = {"action": "store_true"} if one.type is bool else {"type": one.type}
+        parser.add_argument(flag, help=words_of, **kind)
     if any(word.startswith("--util") for word in words):
         parser.error("utilisation follows from volume, speed and promise: leave it out")
     given = {k: v for k, v in vars(parser.parse_args(words)).items() if v is not None}
@@ -551,9 +516,9 @@ def read(words: list[str]) -> Inputs:
         price = load_prices().model(given["model"])
         given |= {"price_in": price.input, "price_out": price.output}
     needs = [one.name for one in fields(Inputs) if one.default is MISSING]
-    missing = [_flag(name) for name in needs if name not in given]
+    missing = ", ".join(_flag(name) for name in needs if name not in given)
     if missing:
-        parser.error(f"give {', '.join(missing)}, too (--model has the prices)")
+        parser.error(memo.fill(memo.WORDS["wrong"]["missing"], {"names": missing}))
     return Inputs(**given)
 
 
@@ -567,8 +532,7 @@ def main(words: list[str]) -> None:
     path = PRICE_FILE.parents[1] / "runs" / "decision.md"
     path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")
-    print(text)
-    print("Written to runs/decision.md.")
+    print(text, "Written to runs/decision.md.", sep="\n")
     if not words:
         print(f'With your numbers: make decide ARGS="{EXAMPLE}"')
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 
 PRICE_FILE = Path(__file__).parents[2] / "data" / "prices.json"
 MONTH = 365.25 / 12 * 24 * 3600  # seconds
+OLD_DAYS = 90  # prices older than that are told
 
 Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -84,7 +85,7 @@ class Prices(BaseModel, frozen=True, strict=True):
         gpus = {k: p for k, p in self.compute.items() if p.unit == "usd_per_hour"}
         return _find(gpus, name, "GPU")
 
-    def stale(self, today: dt.date | None = None, days: int = 90) -> list[str]:
+    def stale(self, today: dt.date | None = None, days: int = OLD_DAYS) -> list[str]:
         """One line for each price more than `days` old on `today`."""
         today = today or dt.date.today()
         lines = []
