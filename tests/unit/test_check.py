@@ -52,11 +52,11 @@ def test_a_wrong_python_is_named_with_one_that_does(say, monkeypatch):
     assert limits == [(3, int(lowest)), (3, int(above) - 1)]
     monkeypatch.setattr(check.platform, "python_version", lambda: "3.9.18")
     monkeypatch.setattr(check.sys, "version_info", (3, 9, 18))
-    monkeypatch.setattr(check.shutil, "which", lambda name: name == "python3.12")
+    monkeypatch.setattr(check, "runs", lambda name: name == "python3.12")
     failed(
         say("python"), "3.9.18", "needs 3.11 to 3.14", "make check PYTHON=python3.12"
     )
-    monkeypatch.setattr(check.shutil, "which", lambda name: None)
+    monkeypatch.setattr(check, "runs", lambda name: False)
     failed(say("python"), "python.org/downloads")
 
 

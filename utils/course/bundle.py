@@ -8,6 +8,7 @@ There, `make course BUNDLE=/media/stick` installs the packages, and the laptop's
 import argparse
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -53,23 +54,29 @@ def write(folder: Path, system: str, python: str, light: bool) -> None:
     """Write the wheels of one system and one Python, and the list of them."""
     called, name, tags = SYSTEMS[system]
     machine = called.partition("-")[2]
-    fit = ["--only-binary", ":all:", "--python-version", python]
+    fit = ["--only-binary", ":all:", "--find-links", str(folder)]
     fit += [word for tag in tags for word in ("--platform", f"{tag}_{machine}")]
-    lines = list_packages(name, python, light).splitlines()
+    # The first and the last of 3.11: some pins are for one part of it.
+    ends = [f"{python}.0", f"{python}.99"]
+    first, last = (list_packages(name, end, light).splitlines() for end in ends)
     listed = folder / f"{called}-{python}{'-light' * light}.txt"
-    print(f"{listed}: {len(lines)} packages ...", flush=True)
-    for torch in [line for line in lines if line.startswith("torch==")]:
+    print(f"{listed}: {len(first)} packages ...", flush=True)
+    for torch in [line for line in last if line.startswith("torch==")]:
         # On Linux its build for CPUs: of a tenth of the size, from an index of its own.
-        if called.startswith("Linux") and not download(folder, *fit, *CPU, torch):
+        cpu = [*fit, "--python-version", python, *CPU, torch]
+        if called.startswith("Linux") and not download(folder, *cpu):
             print("PyTorch's own index is not reached; pip looks for a build.")
-        fit += ["--find-links", str(folder)]
     part = folder / "listed.part"
-    part.write_text("\n".join(lines) + "\n")
-    if not download(folder, *fit, "-r", str(part)):
-        sys.exit(
-            f"{listed.stem}: see the error of pip above; BUNDLE_FOR and "
-            "BUNDLE_PYTHON choose other systems and versions of Python"
-        )
+    for end, lines in zip(ends, (first, sorted({*last} - {*first})), strict=True):
+        part.write_text("\n".join(lines) + "\n")
+        if lines and not download(
+            folder, *fit, "--python-version", end, "-r", str(part)
+        ):
+            sys.exit(
+                f"{listed.stem}: see the error of pip above; BUNDLE_FOR and "
+                "BUNDLE_PYTHON choose other systems and versions of Python"
+            )
+    part.write_text("\n".join(sorted({*first, *last})) + "\n")
     part.replace(listed)  # its name says that all is there
 
 
@@ -98,10 +105,10 @@ def main() -> None:
         if not download(asked.folder, PACKAGE):
             sys.exit(f"{PACKAGE}, the laptop's model, cannot be had: see above")
     size = sum(path.stat().st_size for path in asked.folder.iterdir()) / 1e6
-    print(
-        f"{asked.folder}: {size:,.0f} MB. On the other machine: make check "
-        f"BUNDLE={asked.folder}{' LIGHT=1' * asked.light}"
+    there = (
+        f"make check BUNDLE={shlex.quote(str(asked.folder))}{' LIGHT=1' * asked.light}"
     )
+    print(f"{asked.folder}: {size:,.0f} MB. On the other machine: {there}")
 
 
 if __name__ == "__main__":

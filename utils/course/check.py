@@ -50,7 +50,7 @@ def check_python(asked: argparse.Namespace) -> str:
     here = f"{platform.python_version()} at {sys.executable}"
     if not OLDEST <= sys.version_info[:2] <= NEWEST:
         names = [f"python3.{n}" for n in range(NEWEST[1], OLDEST[1] - 1, -1)]
-        there = next(filter(shutil.which, names), None)
+        there = next(filter(runs, names), None)
         low, high = ("{}.{}".format(*version) for version in (OLDEST, NEWEST))
         remedy = f"make check PYTHON={there or 'python' + low}"
         if not there:
@@ -66,6 +66,13 @@ def check_python(asked: argparse.Namespace) -> str:
                 f"Ubuntu: sudo apt install {package}"
             ) from None
     return here
+
+
+def runs(python: str) -> bool:
+    """Say whether there is such a Python, and not only a name for one."""
+    found = shutil.which(python)
+    how = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return bool(found) and subprocess.call([found, "-c", ""], **how) == 0
 
 
 def check_make(asked: argparse.Namespace) -> str:
