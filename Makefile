@@ -3,6 +3,10 @@
 # make lab       set up, then open copies of the notebooks, in work/   (FRESH=1: new ones)
 # make decide    set up (light), then write a verdict from your numbers to
 #                runs/decision.md   (ARGS="--volume 50000 …", ARGS=--help; else an example)
+# make check     check this machine, set up, then check the rest; output to paste
+# make reset     give one notebook a fresh copy in work/: make reset ONLY=04
+# make bundle    write all packages and the model to BUNDLE=folder, a stick say, for other
+#                machines (BUNDLE_FOR="linux macos", BUNDLE_PYTHON="3.11 3.12")
 # make test      set up, then check style and imports and run the tests
 # make test-all  the same with the slow tests too
 # make site      set up, then write the course as web pages to site/
@@ -15,7 +19,8 @@
 # make clean     remove environments, runs and the site; work/ stays
 # With LIGHT=1, lab and course need no PyTorch: notebooks 00 to 03 and 10. CUDA=1 installs
 # PyTorch for GPUs, LATEST=1 the newest versions of all. ENV=folder takes an environment
-# that is there, a conda one say, and sets nothing up. LAB=words goes to JupyterLab.
+# that is there, a conda one say, and sets nothing up. LAB=words goes to JupyterLab. With
+# BUNDLE=folder a set-up takes all from there, and needs no network.
 
 PYTHON ?= python3
 MODE ?= quick
@@ -54,7 +59,7 @@ $(error ENV=$(GIVEN) is no environment: there is no $(BIN))
 endif
 endif
 
-.PHONY: course lab decide test test-all site bench retrain publish figure format lock clean help
+.PHONY: course lab reset check bundle decide test test-all site bench retrain publish figure format lock clean help
 .DEFAULT_GOAL := course
 
 help:
@@ -101,13 +106,47 @@ lab: $(READY)
 	done
 	$(BIN)/jupyter lab --ServerApp.root_dir=. $(LAB) work/00_start_here.ipynb
 
+# For who broke a copy: a new one of that notebook alone.
+reset:
+	@$(if $(filter command,$(firstword $(origin ONLY))),,$(error \
+		say which notebook gets a fresh copy: make reset ONLY=04))
+	@old=work/before-$$(date +%Y%m%d-%H%M%S); \
+	mkdir -p $$old; \
+	for notebook in $(CHOSEN); do \
+		copy=work/$${notebook#notebooks/}; \
+		if [ -e $$copy ]; then mv $$copy $$old && echo "Your copy is now in $$old"; fi; \
+		cp $$notebook $$copy && echo "$$copy is new. Where it is open: File, Reload"; \
+	done; \
+	rmdir $$old 2>/dev/null || true
+
 decide: $(READY)
 	@$(BIN)/python -m utils.costs.decide $(ARGS)
 
+# What is set up with BUNDLE=folder comes from there alone: `bundle` writes one.
+ifneq ($(BUNDLE),)
+ifeq ($(filter bundle,$(MAKECMDGOALS)),)
+FROM := file://$(shell cd "$(BUNDLE)" && pwd | sed 's/ /%20/g')
+# For pip, also where a notebook calls it for the model's weights.
+export PIP_NO_INDEX := 1
+export PIP_FIND_LINKS := $(FROM)
+endif
+endif
+CHECK = $(if $(LIGHT),--light) $(if $(FROM),--bundle "$(BUNDLE)")
+bundle: $(READY)
+	@$(BIN)/python -m utils.course.bundle "$(or $(BUNDLE),bundle)" $(if $(LIGHT),--light) \
+		$(addprefix --system ,$(BUNDLE_FOR)) $(addprefix --python ,$(BUNDLE_PYTHON))
+
 # --- checks ----------------------------------------------------------------------------
 
+# The set-up has checked what it needs; here all of it comes once more, in one table.
+# Python may be gone from an environment: then the other one says so.
+check: export HF_HUB_OFFLINE ?= 1
+check: $(READY)
+	@python=$(BIN)/python; $$python -c '' 2>/dev/null || python=$(PYTHON); \
+	$$python utils/course/check.py $(CHECK)
+
 # One thread a process: on a busy machine threads that wait for each other cost tenfold.
-test test-all bench: export OMP_NUM_THREADS = 1
+test test-all bench check: export OMP_NUM_THREADS = 1
 test: SELECT = -m "not slow"
 test test-all: $(READY)
 	$(BIN)/ruff check .
@@ -145,7 +184,8 @@ figure: $(READY)
 # CPUs, a tenth of the other's size, from PyTorch's own index; where that is not reached,
 # the build that pip finds. All the rest comes from the plain index. uv does it, or else
 # pip: more slowly, but with whatever index pip is set up for.
-UV = UV_HTTP_RETRIES=1 $(BIN)/python -m uv pip install --quiet --python $(BIN)/python
+UV = UV_HTTP_RETRIES=1 $(BIN)/python -m uv pip install --quiet --python $(BIN)/python \
+	$(if $(FROM),--no-index --find-links $(FROM))
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 GPU = $(or $(CUDA),$(filter-out Linux,$(shell uname -s)),$(shell command -v nvidia-smi 2>/dev/null))
 # The locked versions, or what pyproject.toml asks for: all of it, or no more than LIGHT.
@@ -158,15 +198,16 @@ LIST = import sys, tomllib; \
 	print(*project["dependencies"], *sum(extras, []), sep="\n")
 
 $(VENV)/.ready: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 15) else "The course needs Python 3.11 to 3.14, and %s is %d.%d. Say which to use: make PYTHON=python3.11" % (sys.executable, v[0], v[1]))'
+	@$(PYTHON) utils/course/check.py --setup $(CHECK)
 	$(PYTHON) -m venv $(if $(LATEST),--clear) $(VENV)
 	@$(BIN)/python -c '$(LIST)' $(if $(LIGHT),,train dev) > $(LISTED)
 	$(PIP) -c $(PINS) uv || echo "uv is not to be had; pip takes its place."
-	$(if $(LIGHT)$(GPU),,$(UV) --torch-backend cpu -c $(PINS) torch || { \
+	$(if $(LIGHT)$(GPU)$(FROM),,$(UV) --torch-backend cpu -c $(PINS) torch || { \
 		echo "PyTorch's own index is not reached; pip looks for a build."; \
 		$(PIP) -c $(PINS) torch; \
 	})
 	$(UV) $(WANTED) || { echo "uv did not do it; pip tries."; $(PIP) $(WANTED); }
+	$(if $(FROM),$(if $(LIGHT),,$(BIN)/python -c "from utils.training import weights; weights.fetch()"))
 	@# For kernels that others start, as VS Code: an environment belongs to its folder.
 	@$(BIN)/python -c 'import os, sysconfig; open(sysconfig.get_path("purelib") + "/beneath_the_api.pth", "w").write(os.getcwd() + "\n")'
 	@# No advice on encryption from each kernel: it talks to this machine alone, and signs.

