@@ -60,23 +60,23 @@ class Inputs:
     price_out: float = ask("USD per million output tokens")
     accuracy: float = guess(0.9, 0.8, 0.99, "share of its answers that are right today")
     promise: float = guess(2, 1, 5, "seconds in which half of the answers come")
-    peak: float = guess(3, 1, 10, "busiest hour over the mean; Tidewater 2.2")
+    peak: float = guess(3, 1, 10, "rate of the busiest hour over the mean rate")
     wage: float = guess(60, 40, 120, "USD an hour of an engineer, all in")
 
     margin: float = guess(0.02, 0.01, 0.05, "share less right that is still equal")
     build_weeks: float = guess(12, 4, 26, "engineer weeks until it answers users")
-    review_days: float = guess(1, 0.5, 3, "days a month to review answers; as in 00")
-    retrain_days: float = guess(1, 0.5, 2, "days a month to retrain and test; as in 00")
-    oncall_days: float = guess(2, 1, 4, "days a month to operate, on call; as in 00")
+    review_days: float = guess(1, 0.5, 3, "days a month to review answers")  # as in 00
+    retrain_days: float = guess(1, 0.5, 2, "days a month to retrain and test")  # 00
+    oncall_days: float = guess(2, 1, 4, "days a month to operate, on call")  # 00
     months: float = guess(12, 6, 24, "months in which the building is earned back")
     same_prefix: float = guess(0.8, 0, 0.95, "share of the input that is in each call")
     misses: float = ask("share of calls too late for the cache; else computed", None)
     batch_share: float = guess(0, 0, 1, "share of the calls that may wait a day")
     thinking: float = guess(0, 0, 300, "thinking tokens an answer, not yet counted")
     billions: float = guess(4, 1, 8, "parameters of your model, in billions, at 8 bits")
-    spread: float = guess(0.4, 0.2, 1, "deviation of seconds over their mean; as in 09")
+    spread: float = guess(0.4, 0.2, 1, "deviation of seconds over their mean")  # 09
     p95: float = ask("seconds within which 95 of 100 come; else twice promise", None)
-    differ: float = ask("share of cases where one is right; else 1 - accuracy", None)
+    differ: float = ask("share of cases where only one is right; else guessed", None)
 
     gpu: str = ask("the GPU on which you measured", None)
     answers_per_second: float = ask("measured on one such GPU, kept busy", None)
