@@ -42,7 +42,8 @@ PLUMBING = re.compile(r"^(import|from) |\bplots\.|\A(print\(|pd\.|run\.save)", r
 LINES = 4  # a longer cell is folded, too
 
 # GitHub shows the README, too, so what only the site needs is done to it here.
-HERE = "\n{}[When something fails](notebooks/troubleshooting.md)\n"
+HERE = "\n[Decide with your own numbers](decide.html) · "
+HERE += "[When something fails](notebooks/troubleshooting.md)\n"
 SIDEBAR = """
 ```{{toctree}}
 :hidden:
@@ -64,8 +65,7 @@ def fit_readme(app: Sphinx, page: str, source: list[str]) -> None:
         return
     folders = re.compile(r"\[([^]]+)\]\((data/runs|notebooks)\)")
     intro, heading, rest = folders.sub(r"\1", source[0]).partition("\n## ")
-    form = "[Decide with your own numbers](decide.html) · " if FORM.exists() else ""
-    source[0] = intro + HERE.format(form) + heading + rest
+    source[0] = intro + HERE + heading + rest
     for caption, pattern in PARTS.items():
         pages = sorted(one for one in app.project.docnames if re.match(pattern, one))
         source[0] += SIDEBAR.format(caption, "\n".join(pages)) if pages else ""
