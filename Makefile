@@ -10,10 +10,12 @@
 # make test      set up, then check style and imports and run the tests
 # make test-all  the same with the slow tests too
 # make site      set up, then write the course as web pages to site/
+# make slides    set up, then write the workshop's slides to site/slides.html
 # make bench     set up, then run the benchmarks
 # make retrain   set up, then train a short shipped run again and compare
 # make publish   put the outputs of a full run into the notebooks and data/runs
-# make figure    write the README's figure and tables anew from data/runs
+# make figure    write the README's figure and tables anew from data/runs, and the
+#                workshop's agendas and numbers
 # make format    mend the layout of code and notebooks
 # make lock      write requirements.lock from pyproject.toml   (UPGRADE=1: newest versions)
 # make clean     remove environments, runs and the site; work/ stays
@@ -59,7 +61,8 @@ $(error ENV=$(GIVEN) is no environment: there is no $(BIN))
 endif
 endif
 
-.PHONY: course lab reset check bundle decide test test-all site bench retrain publish figure format lock clean help
+.PHONY: course lab reset check bundle decide test test-all site slides bench retrain \
+	publish figure format lock clean help
 .DEFAULT_GOAL := course
 
 help:
@@ -172,11 +175,15 @@ site: $(READY)
 	$(BIN)/sphinx-build -M html . site -c utils/course -W --keep-going -q
 	@echo "Open site/html/index.html"
 
+slides: $(READY)
+	$(BIN)/python -m utils.course.workshop slides
+
 publish: $(READY)
 	$(BIN)/python tests/release.py publish
 
 figure: $(READY)
 	$(BIN)/python tests/release.py readme
+	$(BIN)/python -m utils.course.workshop fill
 
 # --- environments ----------------------------------------------------------------------
 

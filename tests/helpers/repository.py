@@ -1,5 +1,6 @@
 """The course's files, its notebooks, and copies of it such as a stranger has."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -36,6 +37,22 @@ def code_of(notebook):
 
 def prose_of(notebook):
     return [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+
+
+def said(notebook):
+    """Return all that a notebook's outputs say in words."""
+    outputs = [output for cell in code_of(notebook) for output in cell.outputs]
+    words = [one.get("text", "") for one in outputs]
+    for data in (one.get("data", {}) for one in outputs):
+        words += [text for kind, text in data.items() if kind.startswith("text/")]
+    return "\n".join(words)
+
+
+def on_screen():
+    """Return what the workshop's notes promise on every screen, by notebook."""
+    notes = (ROOT / "notebooks/workshop/notes.md").read_text(encoding="utf-8")
+    promise = r"^## (\w+) (?:.|\n)*?^\*\*On every .*: `([^`]+)`$"
+    return dict(re.findall(promise, notes, re.M))
 
 
 def run_cells(name, scope, *parts):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from repository import NAMES, ROOT, clone, code_of, load, run_cells
+from repository import NAMES, ROOT, clone, code_of, load, on_screen, run_cells, said
 from standin_sandboxes import SandboxStandin
 
 SHIPPED = ROOT / "data/runs"
@@ -35,7 +35,9 @@ class Done:
     runs: Path
 
     def __post_init__(self):
-        cells = code_of(load(self.runs / f"{self.name}.ipynb"))
+        executed = load(self.runs / f"{self.name}.ipynb")
+        self.said = said(executed)
+        cells = code_of(executed)
         self.outputs = [output for cell in cells for output in cell.outputs]
         self.text = "".join(one.text for one in self.outputs if "text" in one)
         saved = json.loads((self.runs / f"{self.name}.json").read_text())
@@ -93,7 +95,9 @@ def test_a_notebook_runs_alone_in_quick_mode(name, execute):
     done = execute(name)
     noise = [one.text for one in done.outputs if one.get("name") == "stderr"]
     assert not [text for text in noise if "\r" not in text]  # bars are no noise
-    CHECKS[name.split("_")[0]](done.results, shipped(name), done)
+    number = name.split("_")[0]
+    CHECKS[number](done.results, shipped(name), done)
+    assert on_screen()[number] in done.said  # a workshop's teacher looks for it
 
 
 def check_00(found, full, done):
