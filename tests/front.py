@@ -58,8 +58,8 @@ def finding(names):
         "**What we found.** Write the prompt first: with every house rule in it the "
         f"frontier API is right on {right['prompt: ' + names['best']]} of our "
         f"questions, with the prompt at launch on {right['prompt: launch']}, and at "
-        f"today's {count(names['today'])} questions a month nothing else is cheaper. A small "
-        f"model of our own on {card['hardware']['cores']} CPU cores is right on "
+        f"today's {count(names['today'])} questions a month nothing else is cheaper. A "
+        f"small model of our own on {card['hardware']['cores']} CPU cores is right on "
         f"{right['own model']}, and on {right['routed']} when it passes on the "
         f"{percent(names['passed'].value)} that it is unsure of. With people in the "
         f"price, that pair pays from **{dear} questions a month** against an expensive "
@@ -96,8 +96,8 @@ def table(names):
         rows.append(row(label, names["rate"][system], prices))
     text = (
         f"Right: of {names['rate']['routed'].n} frozen questions, with a 95 % "
-        f"interval. The prices are list prices of {cheap} and {dear}, with the cheapest "
-        "cache, and of CPU cores; the own model's contain the people who keep it. One "
+        f"interval. The prices are list prices of {cheap} and {dear}, with the "
+        "cheapest cache, and of CPU cores; the own model's contain the people who keep it. One "
         "frontier model gave the recorded replies, and we assume that both priced ones "
         "answer like it."
     )
