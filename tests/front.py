@@ -97,16 +97,16 @@ def table(names):
     text = (
         f"Right: of {names['rate']['routed'].n} frozen questions, with a 95 % "
         f"interval. The prices are list prices of {cheap} and {dear}, with the "
-        "cheapest cache, and of CPU cores; the own model's contain the people who keep it. One "
-        "frontier model gave the recorded replies, and we assume that both priced ones "
-        "answer like it."
+        "cheapest cache, and of CPU cores; the own model's contain the people who keep "
+        "it. One frontier model gave the recorded replies, and we assume that both "
+        "priced ones answer like it."
     )
     return "\n".join([*rows, "", *textwrap.wrap(text, 88)])
 
 
 def row(label, right, prices):
     """Write a row of the table; prices are USD of one right answer."""
-    share = right.percent().replace(" %", "")
+    share = right.percent(0).replace(" %", "")
     return f"| {label} | {share} | {' | '.join(usd(1000 * one) for one in prices)} |"
 
 
