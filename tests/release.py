@@ -2,7 +2,7 @@
 
 python tests/release.py publish [--only 02]     outputs and results of runs/full
 python tests/release.py publish --mode quick    no more than the minutes of runs/quick
-python tests/release.py readme                  the README's figure and tables
+python tests/release.py readme                  the figures and tables of both READMEs
 """
 
 import argparse
@@ -21,6 +21,8 @@ from nbconvert.filters import strip_ansi
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+import front  # noqa: E402
 
 from utils.costs.bill import count  # noqa: E402
 from utils.course import plots  # noqa: E402
@@ -148,23 +150,27 @@ def publish_minutes(mode):
 
 
 def write_readme():
-    """Redraw the README's ladder and fill in its tables, all from data/runs."""
+    """Draw the README's figures and fill in the tables, all from data/runs."""
     shipped = ROOT / "data/runs"
     saved = {path.stem: read_json(path) for path in sorted(shipped.glob("*_*.json"))}
     found = saved["10_compare_costs"]["results"]
     axes = ladder(ladder_bars(saved), found["dollars"], found["volumes"])
     axes.figure.savefig(shipped / "ladder.png")
-    tables = {"notebooks": notebook_table(saved), "minutes": minutes(saved)}
+    names = front.compute()
+    front.draw(names).figure.savefig(shipped / "price.png", dpi=130)
+    parts = {"finding": front.finding(names), "ways": front.table(names)}
+    parts |= {"notebooks": notebook_table(saved), "minutes": minutes(saved)}
     for name, run in saved.items():
         if name.startswith("bench_"):
-            tables[name] = run["results"]["table"]
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, table in tables.items():
-        # What stands between the two comments is replaced.
-        frame = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- end -->)", re.DOTALL)
-        before, start, end, after = frame.split(text, maxsplit=1)
-        text = f"{before}{start}{table}\n{end}{after}"
-    (ROOT / "README.md").write_text(text, encoding="utf-8")
+            parts[name] = run["results"]["table"]
+    for path in (ROOT / "README.md", ROOT / "data/README.md"):
+        text = path.read_text(encoding="utf-8")
+        for name, part in parts.items():
+            # What stands between the two comments is replaced.
+            start = f"<!-- {name}: written by make figure -->\n"
+            frame = re.compile(f"(?<={start}).*?(?=<!-- end)", re.DOTALL)
+            text = frame.sub(lambda _, part=part: f"{part}\n", text)
+        path.write_text(text, encoding="utf-8")
 
 
 def ladder_bars(saved):
@@ -214,20 +220,34 @@ def ladder(steps, dollars, volumes):
     return axes
 
 
+def stated(path, row):
+    """Return what a row of a notebook's first cell says, at the pattern's group."""
+    first = nbformat.read(path, as_version=4).cells[0].source
+    return re.search(row, first, re.M)[1]
+
+
+def reading(path):
+    return int(stated(path, r"^\| Reading minutes \| (\d+)"))
+
+
 def notebook_table(saved):
-    """Write the README's table of notebooks; `saved` maps a notebook to its JSON."""
+    """Write the README's table of notebooks; `saved` maps a run to its JSON.
+
+    Minutes of reading and of a full run are as a notebook states them, those of a quick
+    run as it took.
+    """
     rows = [
-        "| notebook | what you do | minutes | dollars |",
-        "| --- | --- | --- | --- |",
+        "| notebook | what you do | reading | quick run | full run |",
+        "| --- | --- | --- | --- | --- |",
     ]
+    quick = saved["course_quick"]["results"]["seconds"]
     for path in find_notebooks():
-        first = nbformat.read(path, as_version=4).cells[0].source
-        title = re.search(r"^# (.+)$", first, re.M)[1]
-        dollars = re.search(r"^\| Dollars \| (\d+)", first, re.M)[1]
-        took = saved[path.stem]["card"]["seconds"] / 60
+        title = stated(path, r"^# (.+)$")
+        full = stated(path, r"^\| Machine minutes \| .*full (\d+)")
+        took = quick[path.stem] / 60
         told = f"{took:.0f}" if took >= 1 else "under 1"
         link = f"[{path.stem}](notebooks/{path.name})"
-        rows.append(f"| {link} | {title} | {told} | {dollars} |")
+        rows.append(f"| {link} | {title} | {reading(path)} | {told} | {full} |")
     return "\n".join(rows)
 
 
@@ -245,12 +265,13 @@ def minutes(saved):
     full = sum(saved[path.stem]["card"]["seconds"] for path in find_notebooks())
     quick = saved["course_quick"]["card"]
     text = (
-        f"All notebooks in quick mode: {quick['seconds'] / 60:.1f} minutes on "
+        f"Reading takes {sum(map(reading, find_notebooks())) / 60:.1f} hours. A quick "
+        f"run of all notebooks takes {quick['seconds'] / 60:.1f} minutes on "
         f"{quick['hardware']['cores']} cores, after set-up. "
-        f"A full run from nothing: {(full + costly) / 3600:.1f} hours on 2 cores, of "
-        f"which {costly / 3600:.1f} in {len(cards) - len(on_gpu)} costly runs that "
+        f"A full run from nothing takes {(full + costly) / 3600:.1f} hours on 2 cores, "
+        f"of which {costly / 3600:.1f} are {len(cards) - len(on_gpu)} costly runs that "
         "full mode replays while their configurations are unchanged. "
-        f"{len(on_gpu)} more ran on an H200, in {lent / 60:.0f} minutes; on 2 cores "
+        f"{len(on_gpu)} more ran on an H200, in {lent / 60:.1f} minutes; on 2 cores "
         "they take longer, and are not in the sum."
     )
     return "\n".join(textwrap.wrap(text, 88))
