@@ -156,8 +156,9 @@ def test_equal_queries_are_run_once(small, monkeypatch):
     grades = grader.grade([CASE] * 9, [RIGHT] * 8 + [None])
     assert [grade.correct for grade in grades] == [True] * 8 + [False]
     assert len(jobs) == 4  # two queries on two databases
-    grader.grade([CASE], [RIGHT])
-    assert len(jobs) == 6  # the reference is remembered, answers are not
+    assert grader.grade([dict(CASE)] * 2, [None, RIGHT]) == grades[:-3:-1]
+    assert len(jobs) == 4  # what was graded once is known
+    assert not grader.grade([CASE | GIVEN], [RIGHT])[0].correct
 
 
 @pytest.mark.parametrize("where", ["SELECT y FROM t WHERE x > 9", "SELECT NULL"])
