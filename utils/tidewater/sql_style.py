@@ -43,7 +43,7 @@ def _text(node: exp.Expression) -> str:
     return node.sql(dialect="sqlite", copy=False)  # a copy would double the time
 
 
-@functools.cache  # parsing takes some 10 ms
+@functools.cache  # parsing takes milliseconds
 def normalise(sql: str) -> str:
     """Return a SQLite query in one spelling, lower-case, with no space to spare.
 
