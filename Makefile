@@ -48,6 +48,8 @@ export PYTHONPATH := $(CURDIR)
 export JUPYTER_PREFER_ENV_PATH := 1
 # No notes of the debugger in the outputs.
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
+# Many containers set it, and then each kernel compiles PyTorch's and TRL's modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 ifeq ($(filter quick full modal,$(MODE)),)
 $(error MODE=$(MODE) is no mode: choose quick, full or modal)

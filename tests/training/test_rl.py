@@ -232,4 +232,3 @@ def test_what_is_known_is_known_by_content(pool, monkeypatch):
     assert reward.scores([same_id, dict(first)], [RIGHT, RIGHT]) == [0.0, 1.0]
     monkeypatch.delattr(type(pool), "map")  # it is asked no more
     assert reward.scores([dict(first)] * 3, [RIGHT] * 3) == [1.0] * 3
-    assert len(reward.graded) == 2

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.evals.grading import Grader, order_columns, rows_equal
-from utils.evals.sandbox import SandboxPool
+from utils.evals.sandbox import Result, SandboxPool
 from utils.tidewater import extract_sql, load_cases, read_jsonl
 
 settings.register_profile("tests", derandomize=True, deadline=None)
@@ -142,6 +142,33 @@ def test_an_answer_is_right_when_it_is_on_every_database(
     assert (grade.error, grade.correct_on_live) == (error, on_live)
     assert grade.per_database == {"warehouse": on_live, "twin": on_twin}
     assert grade.correct == (on_live and on_twin)
+
+
+def test_equal_queries_are_run_once(small, monkeypatch):
+    jobs, run = [], small.map
+
+    def counted(some, progress=None):
+        jobs.extend(some)
+        return run(some)
+
+    monkeypatch.setattr(small, "map", counted)
+    grader = Grader(small)
+    grades = grader.grade([CASE] * 9, [RIGHT] * 8 + [None])
+    assert [grade.correct for grade in grades] == [True] * 8 + [False]
+    assert len(jobs) == 4  # two queries on two databases
+    assert grader.grade([dict(CASE)] * 2, [None, RIGHT]) == grades[:-3:-1]
+    assert len(jobs) == 4  # what was graded once is known
+    assert not grader.grade([CASE | GIVEN], [RIGHT])[0].correct
+
+
+def test_a_busy_machine_is_no_verdict_to_remember(small, monkeypatch):
+    late = [Result(None, "timeout")] * 2
+    grader, run = Grader(small), small.map
+    grader.expected([CASE])
+    monkeypatch.setattr(small, "map", lambda jobs, progress=None: late)
+    assert grader.grade([CASE], [RIGHT])[0].error == "timeout"
+    monkeypatch.setattr(small, "map", run)
+    assert grader.grade([CASE], [RIGHT])[0].correct
 
 
 @pytest.mark.parametrize("where", ["SELECT y FROM t WHERE x > 9", "SELECT NULL"])

@@ -27,7 +27,7 @@ def correct(case: dict[str, Any], sql: str | None, verdict: Grade) -> float:
 
 
 class Reward:
-    """A rule over grades. Equal replies to equal cases are graded once.
+    """A rule over grades.
 
     Where no sandbox answers, replies are not wrong: they count as `ungraded` and are
     paid None, which TRL leaves out. The third time in a row UnavailableError is raised.
@@ -41,7 +41,6 @@ class Reward:
     def __init__(self, rule: Rule = correct, pool: SandboxPool | None = None) -> None:
         self.rule, self.pool = rule, pool
         self.ungraded, self._failures = 0, 0
-        self.graded: dict[tuple[str, str], Grade] = {}
 
     def __call__(
         self, completions: list[list[dict[str, str]]], case: list[str], **more: Any
@@ -72,22 +71,8 @@ class Reward:
         ]
 
     def grades(self, cases: Sequence[dict], replies: Sequence[str]) -> list[Grade]:
-        """Grade replies as the eval does; known are they by content, not by an id."""
-        texts: dict[int, str] = {}
-        for case in cases:  # each comes with many replies
-            if id(case) not in texts:
-                texts[id(case)] = json.dumps(case, sort_keys=True)
-        keys = [
-            (texts[id(case)], reply) for case, reply in zip(cases, replies, strict=True)
-        ]
-        new = {
-            key: case
-            for key, case in zip(keys, cases, strict=True)
-            if key not in self.graded
-        }
-        verdicts = grade(list(new.values()), [reply for _, reply in new], self.pool)
-        self.graded |= dict(zip(new, verdicts, strict=True))
-        return [self.graded[key] for key in keys]
+        """Grade replies as the eval does."""
+        return grade(cases, replies, self.pool)
 
 
 _REWARD = Reward()

@@ -74,10 +74,10 @@ def rows_of(pool: SandboxPool, queries: Sequence[str]) -> list[str]:
     return ["|".join(rows[i : i + size]) for i in range(0, len(rows), size)]
 
 
-@functools.cache
-def _grader() -> Grader:
-    """Open one pool for all that this process grades."""
-    return Grader(open_pool())
+@functools.lru_cache(4)
+def _grader(pool: SandboxPool | None) -> Grader:
+    """Keep a grader, which knows what it has graded; None: with a pool of its own."""
+    return Grader(pool or open_pool())
 
 
 def grade(
@@ -91,6 +91,5 @@ def grade(
     `pool` is where the queries run; None is one shared pool of this process. Raises
     ValueError where there are not as many replies as cases.
     """
-    grader = Grader(pool) if pool else _grader()
     queries = [extract_sql(reply) if reply else None for reply in replies]
-    return grader.grade(cases, queries, progress)
+    return _grader(pool).grade(cases, queries, progress)
