@@ -63,8 +63,7 @@ $(error ENV=$(GIVEN) is no environment: there is no $(BIN))
 endif
 endif
 
-.PHONY: course lab reset check bundle decide test test-all site slides bench retrain \
-	publish figure format lock clean help
+.PHONY: course lab reset check bundle decide test test-all site slides bench retrain publish figure format lock clean help
 .DEFAULT_GOAL := course
 
 help:
