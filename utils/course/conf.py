@@ -42,7 +42,7 @@ PLUMBING = re.compile(r"^(import|from) |\bplots\.|\A(print\(|pd\.|run\.save)", r
 LINES = 4  # a longer cell is folded, too
 
 # GitHub shows the README, too, so what only the site needs is done to it here.
-HERE = "\n<a href='decide.html'>Decide with your own numbers</a> · "  # not Sphinx's page
+HERE = "\n<a href='decide.html'>Decide with your own numbers</a> · "  # not Sphinx's
 HERE += "[When something fails](notebooks/troubleshooting.md)\n"
 SIDEBAR = """
 ```{{toctree}}
