@@ -11,6 +11,7 @@
 # make test-all  the same with the slow tests too
 # make site      set up, then write the course as web pages to site/
 # make slides    set up, then write the workshop's slides to site/slides.html
+#                (AGENDA="90 minutes", "half a day" or "a day")
 # make bench     set up, then run the benchmarks
 # make retrain   set up, then train a short shipped run again and compare
 # make publish   put the outputs of a full run into the notebooks and data/runs
@@ -177,7 +178,7 @@ site: $(READY)
 	@echo "Open site/html/index.html"
 
 slides: $(READY)
-	$(BIN)/python -m utils.course.workshop slides
+	@$(BIN)/python -m utils.course.workshop slides "$(or $(AGENDA),a day)"
 
 publish: $(READY)
 	$(BIN)/python tests/release.py publish

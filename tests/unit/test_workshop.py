@@ -50,9 +50,15 @@ def test_slides_are_one_file_without_a_typed_number():
     source = (workshop.BOX / "slides.md").read_text(encoding="utf-8")
     # Names of notebooks and sections, and the year of the talk, are no results.
     names = r"^## \d\d|[Nn]otebook \d\d|sections? \d+( to \d+)?|Modal, 2026"
-    typed = re.sub(rf"\{{\{{.*?\}}\}}|`[^`]*`|{names}", "", source, flags=re.M)
+    typed = re.sub(
+        rf"\{{\{{.*?\}}\}}|`[^`]*`|<!--.*?-->|{names}", "", source, flags=re.M
+    )
     assert not re.findall(r"\d.*", typed)
-    page = workshop.slides()
+    page = workshop.slides("a day")
+    short = workshop.slides("90 minutes")
+    assert "05 · Sweep" in page and "train, and read the mask" in page
+    assert "05 · Sweep" not in short and "train, and read the mask" not in short
+    assert "04 · A model of your own" in short
     assert page.count("<section") == source.count("\n---\n") + 1
     assert "<aside></aside>" not in page
     assert not re.search(r'(src|href)="(?!data:)|url\(|@import|https?:', page)

@@ -1,10 +1,11 @@
 """The workshop in a box: agendas, the numbers in its notes, and slides; none is typed.
 
 python -m utils.course.workshop fill      what is computed in notebooks/workshop/*.md
-python -m utils.course.workshop slides    one HTML file, site/slides.html
+python -m utils.course.workshop slides "90 minutes"    one HTML file, site/slides.html
 
 A template stands in a comment before what it gives: `<!-- fill: {{ ... }} -->`. Slides
-are one Markdown file of such templates, slides.md.
+are one Markdown file of such templates, slides.md; `<!-- part: 04 teach -->` marks one
+that is left out where the agenda has no such part.
 """
 
 import base64
@@ -103,10 +104,15 @@ def fill(text: str) -> str:
     return frame.sub(lambda one: f"{one[1]}{render(one[2])}\n{one[3]}", text)
 
 
-def slides() -> str:
-    """Return the slides as one HTML page that asks no other host."""
-    markdown, deck = MarkdownIt().enable("table"), []
+def slides(name: str) -> str:
+    """Return an agenda's slides as one HTML page that asks no other host."""
+    markdown, deck, parts = MarkdownIt().enable("table"), [], set()
+    for item in AGENDAS[name]["items"]:
+        parts |= {f"{item['notebook']} {part}" for part in item.get("parts", ())}
     for one in render((BOX / "slides.md").read_text("utf-8")).split("\n---\n"):
+        part = re.search("<!-- part: (.+) -->", one)
+        if part and part[1] not in parts:
+            continue
         said, _, notes = one.partition("\nNote:")
         deck.append((markdown.render(said), markdown.render(notes)))
     page = Path(__file__).with_name("slides.html").read_text(encoding="utf-8")
@@ -120,5 +126,8 @@ if __name__ == "__main__":
     else:
         target = ROOT / "site/slides.html"
         target.parent.mkdir(exist_ok=True)
-        target.write_text(slides(), encoding="utf-8")
-        print(f"Open {target.relative_to(ROOT)}")
+        name = sys.argv[2]
+        if name not in AGENDAS:
+            sys.exit(f"No agenda {name!r}: choose among {', '.join(AGENDAS)}")
+        target.write_text(slides(name), encoding="utf-8")
+        print(f"For {name}: open {target.relative_to(ROOT)}")
