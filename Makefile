@@ -115,12 +115,12 @@ lab: $(READY)
 reset:
 	@$(if $(filter command,$(firstword $(origin ONLY))),,$(error \
 		say which notebook gets a fresh copy: make reset ONLY=04))
-	@old=work/before-$$(date +%Y%m%d-%H%M%S); \
-	mkdir -p $$old; \
+	@set -e; mkdir -p work; \
+	old=$$(mktemp -d work/before-$$(date +%Y%m%d-%H%M%S)-XXX); \
 	for notebook in $(CHOSEN); do \
 		copy=work/$${notebook#notebooks/}; \
-		if [ -e $$copy ]; then mv $$copy $$old && echo "Your copy is now in $$old"; fi; \
-		cp $$notebook $$copy && echo "$$copy is new. Where it is open: File, Reload"; \
+		if [ -e $$copy ]; then mv $$copy $$old; echo "Your copy is now in $$old"; fi; \
+		cp $$notebook $$copy; echo "$$copy is new. Where it is open: File, Reload"; \
 	done; \
 	rmdir $$old 2>/dev/null || true
 

@@ -95,7 +95,10 @@ def main() -> None:
             f"BUNDLE_FOR takes {', '.join(SYSTEMS)}; on Windows the course runs in "
             "WSL, which is linux"
         )
-    asked.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        asked.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"BUNDLE={asked.folder} is to be a folder: {error}")
     for system in systems:
         for python in asked.python or ["{}.{}".format(*sys.version_info)]:
             write(asked.folder, system, python, asked.light)

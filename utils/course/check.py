@@ -107,7 +107,7 @@ def check_disk(asked: argparse.Namespace) -> str:
     need = DISK["set up"]
     if asked.setup:
         need = DISK["light" if asked.light else "whole"]
-    weights = Path(os.environ.get("BENEATH_CACHE", "~/.cache")).expanduser()
+    weights = Path(os.environ.get("BENEATH_CACHE") or "~/.cache").expanduser()
     found = []
     for folder in (ROOT, weights):
         there = next(one for one in (folder, *folder.parents) if one.exists())
@@ -144,7 +144,7 @@ def check_bundle(asked: argparse.Namespace) -> str:
         raise Skipped("BUNDLE is not set: packages come from the network")
     python = "{}.{}".format(*sys.version_info)
     mine = f"{platform.system()}-{platform.machine()}-{python}"
-    lists = sorted(path.stem for path in Path(asked.bundle).glob("*-*.txt"))
+    lists = sorted(path.stem for path in Path(asked.bundle).glob("*-*-3.*.txt"))
     if mine not in lists and not (asked.light and f"{mine}-light" in lists):
         raise Problem(
             f"{asked.bundle} is for {', '.join(lists) or 'nothing'}, and this is {mine}"
@@ -216,15 +216,16 @@ def read(name: str) -> str:
 
 def check_sandbox(asked: argparse.Namespace) -> str:
     """Send a query through the confined processes that run a model's SQL."""
-    from utils.evals.sandbox import SandboxPool
+    from utils import tidewater
 
-    with SandboxPool({"live": ROOT / "data/warehouse.sqlite"}, workers=1) as pool:
-        result = pool.run("SELECT COUNT(*) FROM tickets")
-    if result.error:
-        raise Problem(
-            f"{result.error}, {result.message}: git checkout data, if changed"
-        )
-    return f"a query counts {result.rows[0][0]:,} tickets"
+    with tidewater.open_pool(workers=1) as pool:
+        jobs = [(name, "SELECT COUNT(*) FROM tickets") for name in pool.databases]
+        results = list(pool.map(jobs))
+    for result in results:
+        if result.error:
+            raise Problem(f"{result.error}, {result.message}: git checkout data")
+    counts = " and ".join(f"{result.rows[0][0]:,}" for result in results)
+    return f"queries on {len(jobs)} databases count {counts} tickets"
 
 
 def check_weights(asked: argparse.Namespace) -> str:
@@ -254,10 +255,17 @@ def check_weights(asked: argparse.Namespace) -> str:
 def check_reply(asked: argparse.Namespace) -> str:
     """Let the model reply once, with the best adapter."""
     from utils.training.engine import Engine
+    from utils.training.weights import fetch
 
-    engine = Engine(adapter=ROOT / "data/runs/06b_average/adapter", max_new_tokens=40)
+    adapter = ROOT / "data/runs/06b_average/adapter"
     chat = [{"role": "user", "content": "How many tickets are there?"}]
-    return repr(engine.replies([chat])[0].text)
+    try:
+        return repr(Engine(adapter=adapter, max_new_tokens=40).replies([chat])[0].text)
+    except Exception as error:  # whatever a damaged file leads to
+        raise Problem(
+            f"{type(error).__name__}: {error}. If a file is damaged: rm -r {fetch()}, "
+            "git checkout data/runs, then make check"
+        ) from error
 
 
 def check_step(asked: argparse.Namespace) -> str:

@@ -97,10 +97,12 @@ def _plain(answer: Any, right: Any) -> Any:
             answer = re.findall(r"[^\s,;\[\]()]+", answer)
         parts = sorted(answer) if isinstance(answer, set) else answer
         return [_plain(one, right[0]) for one in parts]
+    if hasattr(answer, "item"):  # a number or truth value of numpy's
+        answer = answer.item()
     if isinstance(answer, bool) and isinstance(right, str):
         return "yes" if answer else "no"
     if isinstance(answer, str):
-        answer = answer.strip(" \n.:'\"").lower()
+        answer = answer.strip(" \n.:%'\"").lower()
         return answer if isinstance(right, str) else float(answer.replace(",", ""))
     return answer
 
@@ -186,11 +188,11 @@ def _gamed(row: dict, answer: tuple[Callable, str]) -> str:
     capitals = SLOWEST.upper().replace("'OFFICE'", "'office'")
     least = min(pay(SLOWEST), pay(capitals))
     for sql in wrong:
-        if pay(sql) >= least:
+        if not pay(sql) < least:  # nor if it is NaN
             return f"It pays this as much as a right one: {sql!r}. {row['hint']}"
     if _query(found) == right:
         return "The query is right, so the reward is not gamed by it."
-    if pay(found) < pay(SLOWEST):
+    if not pay(found) >= pay(SLOWEST):
         return f"That query is paid {pay(found)}, `right` {pay(SLOWEST)}: search on."
     return ""
 
@@ -200,7 +202,7 @@ def _short_if_right(row: dict, answer: Callable[[bool, int], float]) -> str:
     right = [answer(True, n) for n in (20, 80, 200, 400, 5_000, 100_000)]
     if len(wrong) > 1:
         return f"Wrong answers are paid by their length. {row['hint']}"
-    if min(right) <= max(wrong):
+    if not min(right) > max(wrong):
         return "A long right answer (try 100,000) is paid no more than a wrong one."
     falls = all(a > b for a, b in itertools.pairwise(right[:4]))
     return "" if falls else "Of two right answers the shorter must be paid more."

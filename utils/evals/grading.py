@@ -6,6 +6,7 @@ accuracy, Zhong et al. 2020, arXiv 2010.02840).
 """
 
 import functools
+import json
 import math
 import warnings
 from collections import defaultdict
@@ -216,9 +217,13 @@ class Grader:
 
         `progress` labels the pool's bar. Equal answers to equal cases are graded once.
         """
+        cases = list(cases)  # a data set makes its rows anew each time
         wanted = self.expected(cases)
         alike = {id(case): case for case in cases}  # each may come many times
-        graded = {key: self._graded[repr(case)] for key, case in alike.items()}
+        graded = {
+            key: self._graded[json.dumps(dict(case), sort_keys=True, default=repr)]
+            for key, case in alike.items()
+        }
         new = {}
         for case, sql, want in zip(cases, answers, wanted, strict=True):
             if sql not in graded[id(case)]:

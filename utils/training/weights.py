@@ -42,7 +42,7 @@ def cache() -> Path:
 
     Raises OSError that says so where it cannot be made.
     """
-    chosen = os.environ.get("BENEATH_CACHE", "~/.cache/beneath-the-api")
+    chosen = os.environ.get("BENEATH_CACHE") or "~/.cache/beneath-the-api"
     folder = Path(chosen).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
