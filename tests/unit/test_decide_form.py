@@ -1,5 +1,6 @@
 """The form in the browser: the numbers and sentences of the Python, on any input."""
 
+import functools
 import json
 import math
 import random
@@ -105,13 +106,36 @@ def differences(ours, theirs, path=""):
         yield path, ours, theirs
 
 
+CHANCE = random.Random(16)
+READERS = [any_reader(CHANCE) for _ in range(220)]
+
+
+@functools.cache
+def found(i):
+    return in_python(READERS[i])
+
+
+def test_what_is_said_to_turn_the_verdict_turns_it():
+    turned = 0
+    for i, own in enumerate(READERS[:100]):
+        ours = found(i)
+        words = [f"{decide._flag(k)}={v}" for k, v in own.items() if v is not True]
+        ticks = [decide._flag(name) for name, value in own.items() if value is True]
+        for turn in ours.get("turns", []):
+            flags = turn["flags"].removeprefix("without --data-stays").split()
+            kept = [t for t in ticks if "without " + t != turn["flags"]]
+            then = decide._judge(decide.read([*words, *kept, *flags]))["verdict"]
+            assert then == turn["verdict"] != ours["verdict"], (own, turn)
+            assert memo.kind(then) != memo.kind(ours["verdict"])
+            turned += 1
+    assert turned > 100
+
+
 @pytest.mark.skipif(not NODE, reason="node is not installed: it runs the page's script")
 def test_the_page_decides_as_python_does():
-    chance = random.Random(16)
-    readers = [any_reader(chance) for _ in range(220)]
     verdicts = set()
-    for own, theirs in zip(readers, run_page(readers), strict=True):
-        ours = in_python(own)
+    for i, (own, theirs) in enumerate(zip(READERS, run_page(READERS), strict=True)):
+        ours = found(i)
         assert list(differences(ours, theirs)) == [], own
         verdicts.add(ours.get("verdict", ours.get("wrong", ""))[:11])
     assert len(verdicts) > 8  # of all kinds

@@ -1,4 +1,4 @@
-"""Go, no-go or not yet: from the numbers that a manager has to a memo of one page.
+"""Go, no-go or not yet: from the numbers that a manager has to a short memo.
 
     python -m utils.costs.decide --volume 3000000 --tokens-in 1800 --tokens-out 250 \
         --model claude-haiku-5.5 --accuracy 0.93 --promise 2 --peak 3 --wage 60
@@ -14,7 +14,7 @@ import functools
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 from utils.costs import load, memo
@@ -72,6 +72,7 @@ class Inputs:
     same_prefix: float = guess(0.8, 0, 0.95, "share of the input that is in each call")
     misses: float = ask("share of calls too late for the cache; else computed", None)
     batch_share: float = guess(0, 0, 1, "share of the calls that may wait a day")
+    case_minutes: float = guess(2, 1, 5, "minutes to settle an eval case")  # as in 10
     thinking: float = guess(0, 0, 300, "thinking tokens an answer, not yet counted")
     billions: float = guess(4, 1, 8, "parameters of your model, in billions, at 8 bits")
     spread: float = guess(0.4, 0.2, 1, "deviation of seconds over their mean")  # 09
@@ -116,6 +117,15 @@ class Way:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One change of the numbers that turns the verdict, tried out."""
+
+    words: str
+    flags: str
+    verdict: str
+
+
+@dataclass(frozen=True)
 class Machine:
     """A GPU with your model, at the load that the promise allows."""
 
@@ -147,6 +157,7 @@ class Decision:
     from_volume: float  # answers a month from which the centre saves; infinite: none
     cases_needed: int
     stale: list[str]
+    turns: list[Turn]
     min_reviewed: int = 500  # enough to train on
     min_cases: int = 200  # enough to measure with
 
@@ -178,17 +189,37 @@ def rule(
 
 
 def decide(x: Inputs) -> Decision:
-    """Apply the rule to one product's numbers."""
-    prices = _prices()
+    """Apply the rule to one product's numbers, and see what would turn the verdict."""
+    found = _judge(x)
+    people = tuple(_people_year(x, corner) for corner in (0, 1, 2))
+    most = (found["rival_year"] - people[1]) / 12 / x.volume
+    most = math.inf if x.data_stays else most  # no API is there to be cheaper
+    return Decision(
+        **found,
+        inputs=x,
+        machines=[_machine(x, name, most) for name in _gpu_names(x)],
+        own_way=_own_year(x, x.volume, 1)[1],
+        people_year=people,
+        most_per_answer=most,
+        from_volume=_from_volume(x),
+        stale=_prices().stale(),
+        turns=list(_turns(x, found["verdict"])),
+    )
+
+
+def _judge(x: Inputs) -> dict[str, Any]:
+    """Return the verdict and what it follows from."""
     plain, best, _ = _call(x, _price(x), x.volume)
     plain, rival = 12 * x.volume * plain, 12 * x.volume * best
     own = tuple(_own_year(x, x.volume, corner)[0] for corner in (0, 1, 2))
-    people = tuple(_people_year(x, corner) for corner in (0, 1, 2))
-    most = (rival - people[1]) / 12 / x.volume
-    machines = [_machine(x, name, most) for name in _gpu_names(x)]
     rivals = _rivals(x, plain)
-    listed = {} if x.cheaper_fails else prices.models
-    others = [way for way in rivals if way.name in listed]
+    differ = 1 - x.accuracy if x.differ is None else x.differ
+    # Paired: the interval of the difference (95 %) stays above -margin 4 times in 5.
+    cases = math.ceil((1.96 + 0.84) ** 2 * max(differ, x.margin) / x.margin**2)
+    # Worth a try is what pays in a year for the hours of its eval.
+    listed = {} if x.cheaper_fails else _prices().models
+    most = (rival - cases * x.case_minutes / 60 * x.wage) / 12
+    others = [way for way in rivals if way.name in listed and way.usd_a_month < most]
     cheaper = min(others, key=lambda way: way.usd_a_month, default=None)
 
     equal = _above(-x.margin, x.gap_low, x.gap_high)
@@ -196,7 +227,7 @@ def decide(x: Inputs) -> Decision:
     money = _above(0, rival - own[2], rival - own[0])
     switch = cheaper is not None and money is not False
     switch = switch and not own[2] < 12 * cheaper.usd_a_month
-    in_time = any(machine.allowed for machine in machines)
+    in_time = any(_serving(x, name) for name in _gpu_names(x))
     short = x.need is not None and x.accuracy < x.need
     signals = {
         # Where a cheaper model may do, the question of equal quality comes after it.
@@ -210,29 +241,84 @@ def decide(x: Inputs) -> Decision:
     enough = not few or not any(signal is not False for signal in signals.values())
     verdict = rule(signals, enough, switch)
     if x.data_stays:
-        verdict = "go: your data may not leave" if in_time else "not yet: measure speed"
+        verdict = rule({}, False) if few else WITHOUT_API[equal]
+        verdict = verdict if in_time else "not yet: measure speed"
     elif x.retires and not verdict.startswith("go"):
         verdict = "not yet: measure the model's successor"
-    differ = 1 - x.accuracy if x.differ is None else x.differ
-    # Paired: the interval of the difference (95 %) stays above -margin 4 times in 5.
-    cases = math.ceil((1.96 + 0.84) ** 2 * max(differ, x.margin) / x.margin**2)
-    return Decision(
-        inputs=x,
-        verdict=verdict,
-        signals=signals,
-        plain_year=plain,
-        rival_year=rival,
-        rivals=rivals,
-        cheaper=cheaper,
-        machines=machines,
-        own_way=_own_year(x, x.volume, 1)[1],
-        own_year=own,
-        people_year=people,
-        most_per_answer=most,
-        from_volume=_from_volume(x),
-        cases_needed=cases,
-        stale=prices.stale(),
-    )
+    return {
+        "verdict": verdict,
+        "signals": signals,
+        "plain_year": plain,
+        "rival_year": rival,
+        "rivals": rivals,
+        "cheaper": cheaper,
+        "own_year": own,
+        "cases_needed": cases,
+    }
+
+
+# Where the data may not leave: by whether your model is as right as today's.
+WITHOUT_API = {
+    True: "go: your data may not leave",
+    False: "not yet: not accurate enough",
+    None: "not yet: measure accuracy",
+}
+
+
+# --- what would turn the verdict ------------------------------------------------------
+
+# Tried from a tenth to ten times, to within 4 %.
+SCALED = {"price": ("price_in", "price_out")}
+SCALED |= {"volume": ("volume",), "build_weeks": ("build_weeks",)}
+
+
+def _turns(x: Inputs, verdict: str) -> Iterator[Turn]:
+    """Try one change at a time; yield those that turn the verdict, at their least."""
+
+    def turn(name: str, changed: dict[str, Any], times: float = 1) -> Turn | None:
+        try:
+            then = _judge(replace(x, **changed))["verdict"]
+        except ValueError:  # such numbers cannot be
+            return None
+        if memo.kind(then) == memo.kind(verdict):
+            return None
+        facts = changed | {"times": times, "worse": 2 * x.margin}
+        flags = " ".join(map(_typed, changed, changed.values()))
+        return Turn(memo.fill(memo.WORDS["turns"][name], facts), flags, then)
+
+    def scaled(name: str, times: float) -> Turn | None:
+        values = {one: times * getattr(x, one) for one in SCALED[name]}
+        return turn(name, {k: float(f"{v:.3g}") for k, v in values.items()}, times)
+
+    for name in SCALED:
+        for far in (0.1, 10.0):
+            near, found = 1.0, scaled(name, far)
+            for _ in range(6 if found else 0):
+                middle = math.sqrt(near * far)
+                closer = scaled(name, middle)
+                near, far = (near, middle) if closer else (middle, far)
+                found = closer or found
+            if found:
+                yield found
+    short = x.need is not None and x.accuracy < x.need
+    in_time = any(_serving(x, name) for name in _gpu_names(x))
+    singles = {
+        "cheaper_fails": {"cheaper_fails": True},
+        "equal": {"gap_low": -x.margin / 2, "gap_high": x.margin / 2},
+        "worse": {"gap_low": -3 * x.margin, "gap_high": -2 * x.margin},
+        "api_seconds": {"api_seconds": x.promise * (0.9 if _late(x) else 1.1)},
+        "need": {"need": 0.99 * x.accuracy if short else (1 + x.accuracy) / 2},
+        "data_leaves": {"data_stays": False},
+        "billions": {} if in_time else {"billions": x.billions / 4},
+    }
+    yield from filter(None, map(turn, singles, singles.values()))
+
+
+def _typed(name: str, value: float | bool) -> str:
+    """Write a change as the command takes it."""
+    if isinstance(value, bool):
+        return _flag(name) if value else f"without {_flag(name)}"
+    return f"{_flag(name)} {memo.digits(value).replace(',', '')}"
 
 
 # --- what the API costs ---------------------------------------------------------------
@@ -367,8 +453,18 @@ def _seconds(x: Inputs, name: str, at_once: int, faster: float = 1) -> float:
     return (at_once * new * token + x.tokens_out * step) / faster
 
 
-@functools.cache
+# What turns verdicts but no GPU's speed, which takes long to compute.
+APART = {"volume": 1.0, "price_in": 1.0, "price_out": 1.0, "build_weeks": 1.0}
+APART |= dict.fromkeys(("gap_low", "gap_high", "api_seconds", "need"))
+APART |= {"cheaper_fails": False, "data_stays": False}
+
+
 def _serving(x: Inputs, name: str, faster: float = 1) -> tuple[int, Any] | None:
+    return _fastest(replace(x, **APART), name, faster)
+
+
+@functools.cache
+def _fastest(x: Inputs, name: str, faster: float) -> tuple[int, Any] | None:
     """Choose how many answers at a time give most in time: their number, seconds."""
     measured = x.answers_per_second is not None
     fits = [n for n in SLOTS if _gigabytes(x, n) <= 0.9 * GPUS[name][2]]
@@ -459,7 +555,7 @@ LIMITS = {
     (LEAST, 1_000, "give USD an hour: a year's over 1,800"): "wage",
     (1, 1_000, "give the busiest hour over the mean one: 1 or more"): "peak",
     (0, MOST, "give 0 or more"): "build_weeks review_days retrain_days oncall_days "
-    "spread reviewed cases",
+    "case_minutes spread reviewed cases",
 }
 
 
@@ -481,7 +577,7 @@ def _nonsense(x: Inputs) -> Iterator[str]:
             yield memo.fill(wrong["limits"], says | one.metadata)
     price = max(x.price_in, x.price_out)
     if price < 0.02:
-        yield memo.fill(wrong["cheap"], {"price": price, "better": 1000 * price})
+        yield memo.fill(wrong["cheap"], {"price": price})
     if (x.p95 or math.inf) < x.promise:
         yield wrong["p95"]
     one_end = (x.gap_low is None) != (x.gap_high is None)
@@ -494,7 +590,7 @@ def _nonsense(x: Inputs) -> Iterator[str]:
 # --- the command ----------------------------------------------------------------------
 
 EXAMPLE = "--volume 3000000 --tokens-in 1800 --tokens-out 250 "
-EXAMPLE += "--model claude-sonnet-5.5 --accuracy 0.93 --promise 2 --peak 3 --wage 60"
+EXAMPLE += "--model claude-sonnet-5.5"
 
 
 def read(words: list[str]) -> Inputs:
@@ -507,11 +603,18 @@ def read(words: list[str]) -> Inputs:
         if isinstance(one.default, Guess):
             low, _, high = one.default.corners
             words_of += f" (our guess: {one.default:g}, {low:g} to {high:g})"
-        kind = {"action": "store_true"} if one.type is bool else {"type": one.type}
+        kind = {"action": "store_true"} if one.type is bool else {}
         parser.add_argument(flag, help=words_of, **kind)
     if any(word.startswith("--util") for word in words):
         parser.error("utilisation follows from volume, speed and promise: leave it out")
     given = {k: v for k, v in vars(parser.parse_args(words)).items() if v is not None}
+    for one in fields(Inputs):
+        try:
+            given |= {one.name: one.type(given[one.name])} if one.name in given else {}
+        except ValueError:
+            says = {"flag": _flag(one.name), "text": given[one.name]}
+            says["example"] = "12" if one.type is int else "0.93 or 1800"
+            parser.error(memo.fill(memo.WORDS["wrong"]["unread"], says))
     if "model" in given and not {"price_in", "price_out"} & given.keys():
         price = load_prices().model(given["model"])
         given |= {"price_in": price.input, "price_out": price.output}
@@ -528,7 +631,8 @@ def main(words: list[str]) -> None:
         decision = decide(read(words or EXAMPLE.split()))
     except (ValueError, LookupError) as error:
         sys.exit(f"decide: {error.args[0]}")
-    text = memo.write(decision, example=not words)
+    names = [one.name for one in fields(Inputs) if one.default is MISSING]
+    text = memo.write(decision, example="" if words else ", ".join(names))
     path = PRICE_FILE.parents[1] / "runs" / "decision.md"
     path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")

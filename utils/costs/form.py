@@ -35,6 +35,8 @@ def given() -> dict[str, Any]:
         "cache_gb": decide.CACHE_GB,
         "slots": decide.SLOTS,
         "hours": decide.HOURS,
+        "scaled": decide.SCALED,
+        "without_api": {json.dumps(k): v for k, v in decide.WITHOUT_API.items()},
         "like": decide.LIKE,
         "month": MONTH,
         "servers": load.MANY,

@@ -1,4 +1,4 @@
-"""Write a decision as a memo of one page, in Markdown, with words.toml's sentences."""
+"""Write a decision as a short memo, in Markdown, with words.toml's sentences."""
 
 import datetime as dt
 import math
@@ -35,8 +35,8 @@ def usd(amount: float) -> str:
 
 def two(number: float) -> str:
     """Write two digits, of a large number as '1.4 million'."""
-    if math.isinf(number):
-        return "never"
+    if math.isinf(number) or not number:
+        return "never" if number else "any"
     number = float(f"{number:.2g}")
     for size, name in ((1e9, " billion"), (1e6, " million")):
         if number >= size:
@@ -64,8 +64,13 @@ def fill(text: str, facts: dict[str, Any]) -> str:
     return re.sub(r"\{(\w+):?(\w*)\}", lambda m: FORMATS[m[2]](facts[m[1]]), text)
 
 
-def write(d: "Decision", example: bool = False) -> str:
-    """Write the memo; `example`: the numbers are not the reader's."""
+def kind(verdict: str) -> str:
+    """Name the verdict's kind: verdicts of one kind advise the same."""
+    return next(k for k, v in WORDS["kinds"].items() if verdict.startswith(v))
+
+
+def write(d: "Decision", example: str = "") -> str:
+    """Write the memo; `example` names the numbers that are not the reader's."""
     facts = _facts(d) | {"example": example}
     text = ""
     for line in WORDS["memo"]["text"].splitlines():
@@ -80,22 +85,23 @@ def write(d: "Decision", example: bool = False) -> str:
 def _facts(d: "Decision") -> dict[str, Any]:
     """Name all that the memo's lines ask for."""
     x, own, rival = d.inputs, d.own_year[1], d.rival_year
-    kind = next(k for k, v in WORDS["kinds"].items() if d.verdict.startswith(v))
-    is_open, served = kind == "open", math.isfinite(own)
-    measured = x.gap_low is not None
-    worse = kind == "no_go" and measured and x.gap_high < -x.margin
+    this, served = kind(d.verdict), math.isfinite(own)
+    is_open, measured = this == "open", x.gap_low is not None
+    worse = this == "no_go" and measured and x.gap_high < -x.margin
     to_ask = None in (d.signals["latency"], d.signals["quality"])
     facts = vars(x) | vars(d)
-    facts |= {name: name == kind for name in WORDS["kinds"]} | {
+    facts |= {name: name == this for name in WORDS["kinds"]} | {
         "worse": worse,
-        "stay": kind == "no_go" and not worse,
-        "priced": served and kind in ("successor", "open", "no_go") and not worse,
+        "stay": this == "no_go" and not worse,
+        "priced": served and this in ("successor", "open", "no_go") and not worse,
         "open_cost": is_open and d.own_year[2] >= rival > d.own_year[0],
         "open_pilot": is_open and not measured and (to_ask or own < rival),
-        "open_gap": is_open and measured and (x.gap_low <= -x.margin or to_ask),
+        "open_gap": measured
+        and (this == "unmeasured" or (is_open and (x.gap_low <= -x.margin or to_ask))),
         "served": served,
+        "compared": served and not x.data_stays,
         "measured": measured,
-        "cached": rival <= 0.99 * d.plain_year,
+        "cached": rival <= 0.99 * d.plain_year and not x.data_stays,
         "left": not x.data_stays and d.most_per_answer > 0,
         "fewer": not x.data_stays and d.most_per_answer <= 0,
         "pays": not x.data_stays and math.isfinite(d.from_volume),
@@ -107,6 +113,7 @@ def _facts(d: "Decision") -> dict[str, Any]:
         facts["serving" + end] = d.own_year[i] - d.people_year[i]
     facts |= {
         "month": d.plain_year / 12,
+        "rival_month": rival / 12,
         "each": own / 12 / x.volume,
         "difference": abs(own - rival),
         "weeks": d.weeks,
@@ -117,7 +124,7 @@ def _facts(d: "Decision") -> dict[str, Any]:
         "days": x.review_days + x.retrain_days + x.oncall_days,
     }
     guess = fill("our guess for {billions:plain}B parameters", facts)
-    asked = True if kind == "go" else None
+    asked = True if this == "go" else None
     fit = [vars(m) for m in d.machines if m.allowed]
     unfit = [vars(m) for m in d.machines if not m.allowed]
     why = [words for key, words in WORDS["says"].items() if d.signals[key] is asked]
@@ -133,31 +140,12 @@ def _facts(d: "Decision") -> dict[str, Any]:
         "fit": fit,
         "unfit": unfit,
         "rivals": [vars(way) for way in d.rivals],
+        "turns": [vars(turn) for turn in d.turns],
+        "turning": bool(d.turns),
         "cheaper_name": d.cheaper and d.cheaper.name,
         "cheaper_usd": d.cheaper and d.cheaper.usd_a_month,
     }
-    return facts | _turns(d) | _next(d) | _basis(d)
-
-
-def _turns(d: "Decision") -> dict[str, Any]:
-    """Say what would turn the verdict."""
-    x, own, rival = d.inputs, d.own_year[1], d.rival_year
-    asked = not x.data_stays
-    served = asked and math.isfinite(own)
-    weeks = x.build_weeks + (rival - own) / (40 * x.wage * x.tasks * 12 / x.months)
-    return {
-        "turn_volume": asked and own >= rival and math.isfinite(d.from_volume),
-        "volume_times": d.from_volume / x.volume,
-        "turn_dearer": served and own >= rival,
-        "price_times": own / rival,
-        "turn_cheaper": served and own < rival,
-        "price_fall": 1 - own / rival,
-        "turn_building": served and weeks > 0,
-        "turn_weeks": weeks,
-        "side": "more" if own < rival else "fewer",
-        "turn_latency": asked and x.api_seconds is None,
-        "turn_quality": asked and x.need is None,
-    }
+    return facts | _next(d) | _basis(d)
 
 
 def _next(d: "Decision") -> dict[str, Any]:
@@ -169,11 +157,11 @@ def _next(d: "Decision") -> dict[str, Any]:
     undecided = not idle and low is not None and low <= -x.margin <= high
     above = (low + high) / 2 + x.margin if undecided else 0
     asks = {
-        "try_cheaper": d.cheaper is not None,
+        "try_cheaper": d.cheaper is not None and kind(d.verdict) != "no_go",
         "next_nothing": idle,
         "next_pilot": not idle and low is None,
         "next_cases": above > 0,
-        "next_train": undecided and above <= 0,
+        "next_train": (undecided and above <= 0) or kind(d.verdict) == "inaccurate",
         "next_speed": x.answers_per_second is None and pays,
         "next_misses": x.misses is None and not x.data_stays,
         "next_seconds": x.api_seconds is None and not x.data_stays,
