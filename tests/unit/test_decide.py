@@ -221,6 +221,9 @@ def test_what_no_price_outweighs():
 
 def test_a_need_and_little_data():
     better = {"need": 0.97, "gap_low": 0.02, "gap_high": 0.06}
+    # Better than today's, but whether it has what is needed is open.
+    assert decide(inputs(**better)).verdict == "not yet: measure quality"
+    better["need"] = 0.94
     assert decide(inputs(**better)).verdict == "go: quality"
     assert decide(inputs(**better, reviewed=0)).verdict.startswith("not yet: collect")
     few = decide(inputs(reviewed=0))  # no reason to leave: nothing to collect for

@@ -223,18 +223,21 @@ def _judge(x: Inputs) -> dict[str, Any]:
     cheaper = min(others, key=lambda way: way.usd_a_month, default=None)
 
     equal = _above(-x.margin, x.gap_low, x.gap_high)
-    better = _above(0, x.gap_low, x.gap_high)
+    lack = max((x.need or 0) - x.accuracy, 0)
+    better = _above(lack, x.gap_low, x.gap_high)
     money = _above(0, rival - own[2], rival - own[0])
     switch = cheaper is not None and money is not False
     switch = switch and not own[2] < 12 * cheaper.usd_a_month
     in_time = any(_serving(x, name) for name in _gpu_names(x))
     short = x.need is not None and x.accuracy < x.need
     signals = {
-        # Where a cheaper model may do, the question of equal quality comes after it.
-        "cost": True if switch and equal is not False else every(money, equal),
+        "cost": every(money, equal),
         "latency": every(_late(x), in_time, equal),
-        "quality": every(short, better),
+        "quality": every(short, better, math.isfinite(own[1])),
     }
+    # Where a cheaper model may do, the question of equal quality comes after it.
+    if switch and equal is not False and True not in signals.values():
+        signals["cost"] = True
     few = x.reviewed is not None and x.reviewed < Decision.min_reviewed
     few = few or (x.cases is not None and x.cases < Decision.min_cases)
     # Who has no reason to leave need not collect data first.
