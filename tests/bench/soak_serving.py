@@ -77,11 +77,12 @@ class Soak:
             outcome = await self._outcome(chat(question, stream=stream))
         except (ClientError, TimeoutError, ValueError) as error:
             outcome = f"lost: {type(error).__name__}: {error}"
-        self.seen[outcome.partition(":")[0]] += 1
         if outcome == "answered":
             self.seconds.append(time.monotonic() - started)
         if outcome.startswith("lost"):
             self.lost.append(outcome)
+        else:
+            self.seen[outcome] += 1
 
     async def _outcome(self, body):
         async with self.session.post(
@@ -213,8 +214,8 @@ def main():
         counts.append([f"MiB of gate and engines at {minutes:.1f} min", sizes])
     found["table"] = markdown(["requests", "n"], counts)
     save(
-        "soak_serving",
-        {"card": run_card("soak_serving", 60 * args.minutes), "results": found},
+        "bench_soak",
+        {"card": run_card("bench_soak", 60 * args.minutes), "results": found},
     )
     assert found["alive"] and not found["lost"], found["lost"][:3]
 

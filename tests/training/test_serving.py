@@ -378,6 +378,17 @@ def test_who_is_refused_is_told_when_there_will_be_room(tiny):
     assert told == [1, 1, 2, 2, 3, 3]
 
 
+def test_a_slow_machine_has_a_shorter_queue(tiny):
+    async def check():
+        async with gate_of(tiny, slots=1, engines=1, waiting=16) as client:
+            client.gate.seconds, client.gate.inside = 20.0, 2
+            assert (await post(client, max_tokens=2))[0] == 429  # it would wait 40 s
+            client.gate.inside = 0
+            assert (await post(client, max_tokens=2))[0] == 200
+
+    asyncio.run(check())
+
+
 def test_who_hangs_up_frees_the_server(url, client, log):
     stream = chat(client, stream=True, max_tokens=150)
     next(iter(stream))

@@ -40,6 +40,7 @@ MAX_BODY = 1 << 18  # bytes of a request
 UPLOAD = 10.0  # seconds in which a request must have arrived
 ANSWER = 120.0  # seconds that an engine may take for an answer
 WAIT = 120.0  # seconds that a request may wait for an engine
+QUEUE = 30.0  # seconds of waiting to expect at most; readers that stall make it longer
 DRAIN = 30.0  # seconds in which a client must have read its answer
 BUFFER = 1 << 22  # bytes of an answer that a slow reader may leave unread
 START = 180.0  # seconds that the start may take
@@ -239,7 +240,9 @@ class Gate:
             raise ApiError(400, message, param) from None
         if asked.model != self.settings.name:
             raise ApiError(404, f"no model {asked.model!r}", "model")
-        if self.inside >= self.places + self.settings.waiting:
+        ahead = self.inside + 1 - self.places  # who would wait, this one included
+        wait = ahead * self.seconds / self.places
+        if ahead > self.settings.waiting or wait > QUEUE:
             raise self._refusal()
         self.inside += 1
         try:
