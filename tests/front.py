@@ -119,7 +119,7 @@ def draw(names):
     axes = plots.figure(question, figsize=(5, 4))
     grid = np.geomspace(1e3, 1e10, 71)
     above = {"textcoords": "offset points", "ha": "left"}
-    tiers = {"expensive": names["DEAR"], "cheap": names["CHEAP"]}
+    tiers = {"cheap": names["CHEAP"], "expensive": names["DEAR"]}  # as in notebook 10
     for (word, tier), colour in zip(tiers.items(), plots.COLOURS, strict=False):
         market = with_people(names, "routed", tier)
         theirs = [1000 * market.api(volume) for volume in grid]
