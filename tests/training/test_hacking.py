@@ -11,6 +11,7 @@ import pytest
 from repository import ROOT, code_of, load
 
 from utils import tidewater
+from utils.tidewater.reward import Reward
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +32,9 @@ def case():
 
 def test_each_reward_pays_a_wrong_answer_as_predicted(notebook, case):
     queries = [*notebook.answers.values()]
-    pay = {}
-    for name, reward in notebook.rewards.items():
-        found = notebook.score(reward, [case] * 10, queries)
+    grades, pay = tidewater.grade([case] * 10, queries), {}
+    for name, rule in notebook.rules.items():
+        found = notebook.score(rule, case, queries, grades)
         assert [right for _, right in found] == [True] * 2 + [False] * 8
         pay[name] = dict(zip(notebook.answers, [one for one, _ in found], strict=True))
     right = {name: one["right"] for name, one in pay.items()}
@@ -64,7 +65,7 @@ def test_the_rewards_of_the_training_log_the_truth_beside_the_pay(notebook, case
 
 def test_the_search_finds_what_games_a_reward(notebook, case):
     for name, games in (("overlap", True), ("short", False)):
-        reward = notebook.rewards[name]
+        reward = Reward(notebook.rules[name])
         first, *_, last = notebook.hill_climb(reward, case, notebook.right, 2)
         assert first[2] and last[0] >= first[0] and last[2] is not games
     assert "limit" not in notebook.edits(notebook.right)[-1].lower()
@@ -79,8 +80,7 @@ def test_in_the_process_that_trains_a_reply_can_spoil_the_rest(notebook, case):
     pays, ended = notebook.in_process([mixed, right])
     assert pays == "nothing" and ended.startswith("TypeError")
     replies = ["delete from shipments", wrong, mixed, right]
-    safe = notebook.score(notebook.rewards["truth"], [case] * 4, replies)
-    assert [pay for pay, _ in safe] == [0, 0, 0, 1]
+    assert Reward().scores([case] * 4, replies) == [0, 0, 0, 1]
 
 
 def test_the_best_of_n_is_the_mean_over_all_draws(notebook):

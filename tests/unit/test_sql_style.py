@@ -5,12 +5,14 @@ import pytest
 from utils import tidewater
 from utils.evals.grading import Grader
 from utils.logs import redaction
+from utils.tidewater import words
 from utils.tidewater.sql_style import (
     canonicalize,
     normalise,
     skeleton,
 )
-from utils.tidewater.words import NOT_NAMES
+
+NOT_NAMES = redaction.NOT_NAMES | words.NOT_NAMES
 
 
 def other_rows(pool, wanted, got):

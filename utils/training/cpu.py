@@ -393,7 +393,10 @@ def train_grpo(config: dict[str, Any], reward: Callable) -> dict[str, Any]:
     done = grpo.train(job, reward, DedupGRPOTrainer, (evaluation,))
     weights.halve_adapter(Path(job["output_dir"]) / "adapter")
     log = [row for row in done["log"] if "train_loss" not in row]
-    chats = [[{"role": "user", "content": question}] for question in questions]
-    engine = evaluation.trainer.open_engine()
-    engine.sync_weights(0)
-    return {"log": log, "replies": [reply.text for reply in engine.replies(chats)]}
+    done = {"log": log, "replies": []}
+    if questions:
+        chats = [[{"role": "user", "content": question}] for question in questions]
+        engine = evaluation.trainer.open_engine()
+        engine.sync_weights(0)
+        done["replies"] = [reply.text for reply in engine.replies(chats)]
+    return done
