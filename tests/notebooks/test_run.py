@@ -156,12 +156,13 @@ def check_04(found, full, done):
     assert found["left"] == full["left"] and full["left"]["reviewed"] == 814
     broken = full["broken_habits"]
     assert broken["thumbs_up"]["low"] > broken["approved"]["high"]
-    # The same adapter gives the same replies to the same questions.
+    # The same adapter begins its replies to the same questions alike.
     piece, whole = (
         json.loads((folder / "result.json").read_text())["replies"]
         for folder in (done.runs / "04_answers-quick", SHIPPED / "04_answers")
     )
-    same = sum(a[0] == b[0] for a, b in zip(piece, whole, strict=False))
+    pairs = zip(piece, whole, strict=False)
+    same = sum(len(a[0]) > 20 and b[0].startswith(a[0]) for a, b in pairs)
     assert same >= len(piece) - 1
     assert {"04_sft-quick", "04_answers-quick", "04_dpo-quick"} == done.pieces
     assert "Replayed, not run now: 04_sft" in done.text
@@ -190,7 +191,7 @@ def check_06b(found, full, done):
     assert final["exam"] == {"right": sum(full["exam"]), "n": 1000}
     assert (SHIPPED.parents[1] / final["adapter"] / "adapter_config.json").exists()
     assert sum(full["exam"]) >= 930 and full["moved"]["+ variants"]["low"] > 0
-    assert {"06b_round_0-quick", "06b_greedy_1-quick"} == done.pieces
+    assert {"06b_greedy_1-quick"} == done.pieces
 
 
 def check_07(found, full, done):
