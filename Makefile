@@ -36,6 +36,9 @@ endif
 VENV := .venv$(if $(LIGHT),-light)$(if $(LATEST),-latest)
 # ENV of the command line alone: shells and containers have a variable of that name, too.
 GIVEN := $(if $(filter command,$(firstword $(origin ENV))),$(ENV))
+# Some shells, zsh among them, hand on the ~ of ENV=~/env as it is.
+GIVEN := $(patsubst ~/%,$(HOME)/%,$(GIVEN))
+override BUNDLE := $(patsubst ~/%,$(HOME)/%,$(BUNDLE))
 BIN := $(or $(GIVEN),$(VENV))/bin
 READY := $(if $(GIVEN),,$(VENV)/.ready)
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]*_*.ipynb))
