@@ -14,16 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.logs import redaction
 from utils.logs.redaction import find, redact, redact_trace, score
-from utils.tidewater import read_jsonl, words
+from utils.tidewater import read_jsonl
+from utils.tidewater.words import NOT_NAMES
 
 TRACES = {trace["trace_id"]: trace for trace in read_jsonl("traces.jsonl")}
 MARKED = {row["trace_id"]: row["spans"] for row in read_jsonl("pii.jsonl")}
 LINES = Path(__file__).with_name("redaction_cases.jsonl").read_text(encoding="utf-8")
 CASES = [json.loads(line) for line in LINES.splitlines()]
 SAID = [trace for trace in CASES if "trace" in trace]
-NOT_NAMES = redaction.NOT_NAMES | words.NOT_NAMES
 
 
 @pytest.mark.parametrize("words", [(), (NOT_NAMES,)], ids=["general", "tidewater"])

@@ -4,7 +4,7 @@ They were found by reading the questions of data/traces.jsonl. For a product of 
 own read some hundred of yours.
 """
 
-from utils.logs import overlap
+from utils.logs import overlap, redaction
 
 # What one question may have beyond another and still be the same question.
 FILLERS = overlap.FILLERS | set(
@@ -12,9 +12,8 @@ FILLERS = overlap.FILLERS | set(
     were what whats""".split()  # noqa: SIM905
 )
 
-# What stands where a name could in a message to an analytics assistant, and is none:
-# to be added to `redaction.NOT_NAMES`.
-NOT_NAMES = frozenset(
+# What stands where a name could in a message to an analytics assistant, and is none.
+NOT_NAMES = redaction.NOT_NAMES | set(
     """order orders quarter sales share top total units east west north south northeast
     northwest southeast southwest midwest coast""".split()  # noqa: SIM905
 )
