@@ -18,6 +18,7 @@ import numpy as np
 import openai
 import pytest
 import torch
+from aiohttp import ClientError
 from aiohttp.test_utils import TestClient, TestServer
 from modal_proto import api_pb2
 from repository import ROOT
@@ -421,6 +422,30 @@ async def until(holds):
     async with asyncio.timeout(LATE):
         while not holds():
             await asyncio.sleep(0.02)
+
+
+def test_who_hangs_up_in_mid_answer_leaves_one_line_and_no_traceback(
+    tiny, caplog, capsys
+):
+    async def broken(payload, request):
+        yield {"choices": [{"delta": {"content": "SELECT"}}]}
+        request.transport.close()  # as it is after a write to a client that is gone
+        yield {"choices": [{"delta": {"content": " 1"}}]}
+
+    async def check():
+        async with gate_of(tiny, engines=1) as client:
+            client.gate._ask = broken
+            with contextlib.suppress(ClientError):
+                await post(client, stream=True)
+            await until(lambda: client.gate.counts)
+            assert client.gate.inside == 0
+
+    capsys.readouterr()
+    asyncio.run(check())
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["status"] for line in lines if "status" in line] == [499]
+    assert not caplog.records and "Traceback" not in err
 
 
 def test_an_engine_that_is_killed_loses_no_request(tiny):

@@ -202,8 +202,10 @@ class Gate:
             return error.response()
         except web.HTTPException as error:  # no such path, too large
             return ApiError(error.status, f"{error.reason}: {request.path}").response()
-        except ConnectionError:  # the client's
-            raise
+        except ConnectionError:
+            # The client hung up, and reads no answer: aiohttp drops this one without a
+            # word, where it would write an error's traceback into the log.
+            return web.Response(status=499)
         except Exception:
             traceback.print_exc()
             why = "an error of this server"
