@@ -169,7 +169,12 @@ def run_there(function: Callable[[Any], Any], argument: Any) -> tuple[Any, float
     try:
         result = function(argument)
     finally:
-        volume.commit()
+        # Refused, for open files say, it must not take the place of what the function
+        # returned or raised. Modal commits once more when the container ends.
+        try:
+            volume.commit()
+        except Exception as error:
+            print(f"The Volume was not committed: {error}")
     torch = sys.modules.get("torch")  # imported by the function, if at all
     gpu = torch and torch.cuda.is_available() and torch.cuda.get_device_name()
     where = {"cpu": "a container on Modal", "cores": CORES, "gpu": gpu or None}

@@ -280,7 +280,7 @@ class Standin:
         root = self._committed(request.volume_id)
         place = root / request.path.lstrip("/")
         if not place.exists():
-            raise grpclib.GRPCError(grpclib.Status.NOT_FOUND, f"no {request.path}")
+            raise grpclib.GRPCError(grpclib.Status.NOT_FOUND, "No such file")
         found = place.glob("**/*" if request.recursive else "*")
         for path in sorted(found):
             kind = pb.FileEntry.DIRECTORY if path.is_dir() else pb.FileEntry.FILE
@@ -291,7 +291,7 @@ class Standin:
     async def VolumeGetFile2(self, request):
         path = self._committed(request.volume_id) / request.path
         if not path.is_file():
-            raise grpclib.GRPCError(grpclib.Status.NOT_FOUND, f"no {request.path}")
+            raise grpclib.GRPCError(grpclib.Status.NOT_FOUND, "No such file")
         size = path.stat().st_size
         assert size <= BLOCK, "one block a file"
         url = f"{self.volumes_url}/{path.relative_to(self.volume(''))}"

@@ -100,24 +100,34 @@ def test_sft_goes_on_after_a_kill_and_brings_the_adapter_home(stranger, tmp_path
 def test_grpo_takes_a_reward_and_an_adapter_of_the_volume(stranger, tmp_path):
     model = tiny_model(tmp_path / "tiny")
     common = ["--model_name_or_path", model, *FLAGS.split()]
-    tried = "--data prompts.jsonl --reward reward.py:even --adapter sft/adapter "
+    tried = "--data prompts.jsonl --reward reward.py:even --adapter stranger/adapter "
     tried += "--num_generations 4 --per_device_train_batch_size 4 "
     tried += "--gradient_accumulation_steps 1 --max_completion_length 8"
-    taught = ["--data", "examples.jsonl", *common]
+    # The Volume's folder has the name of this one, not none.
+    taught = ["--data", "examples.jsonl", "--output_dir", ".", *common]
     with Standin() as here:
         done = modal_run("sft.py", stranger, taught, here)
         assert done.returncode == 0, done.stderr
         practice, calls = [*tried.split(), *common], here.calls["FunctionMap"]
-        for flags, gpu, why in (
-            (practice, "H100:2", "GPU=H100:2 has no price here; choose L4, L40S, A100"),
-            ([*practice, "--adapter", "elsewhere/adapter"], "L4", "elsewhere/adapter"),
+        elsewhere = "the Volume has no --adapter elsewhere/adapter"
+        for more, money, why in (
+            (
+                [],
+                {"GPU": "H100:2"},
+                "GPU is one of L4, L40S, A100-80GB, H100, and",
+            ),
+            ([], {"BUDGET_USD": "0"}, "BUDGET_USD 1 or more"),
+            ([], {"BUDGET_USD": "-1"}, "BUDGET_USD 1 or more"),
+            (["--adapter", "elsewhere/adapter"], {}, elsewhere),
+            (["--reward", "reward.py:odd"], {}, "no such thing: reward.py:odd"),
         ):
-            done = modal_run("grpo.py", stranger, flags, here, GPU=gpu)
-            assert done.returncode and why in " ".join(done.stderr.split())
+            done = modal_run("grpo.py", stranger, [*practice, *more], here, **money)
+            assert done.returncode and why in " ".join(done.stderr.split()), why
+            assert "Traceback" not in done.stderr
         assert here.calls["FunctionMap"] == calls  # nothing was rented
         done = modal_run("grpo.py", stranger, practice, here)
         assert done.returncode == 0, done.stderr
         assert steps(here.volume("beneath-the-api") / "grpo") == [1, 2, 3, 4]
     assert not here.unknown and not here.errors
-    start, end = adapter(stranger / "sft"), adapter(stranger / "grpo")
+    start, end = adapter(stranger), adapter(stranger / "grpo")
     assert 0 < furthest(start, end) < 1e-2  # it went on from there

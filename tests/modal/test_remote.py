@@ -267,3 +267,21 @@ def test_ctrl_c_stops_what_runs_on_modal(standin, cell, tmp_path):
     assert len(standin.cancelled) == 2
     assert standin.stopped == ["APP_DISCONNECT_REASON_KEYBOARD_INTERRUPT"]
     assert not standin.containers and not (tmp_path / "began-1").exists()
+
+
+def test_a_refused_commit_hides_neither_a_result_nor_an_error(monkeypatch, capsys):
+    class Busy:
+        def reload(self):
+            pass
+
+        def commit(self):
+            raise RuntimeError("there are open files preventing the operation")
+
+    def diverge(_):
+        raise FloatingPointError("loss is nan")
+
+    monkeypatch.setattr(modal.Volume, "from_name", lambda name: Busy())
+    with pytest.raises(FloatingPointError, match="loss is nan"):
+        remote.run_there(diverge, {})
+    assert remote.run_there(len, "abc")[0] == 3
+    assert capsys.readouterr().out.count("not committed: there are open files") == 2

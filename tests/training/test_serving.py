@@ -14,6 +14,7 @@ import time
 import urllib.request
 
 import gguf
+import modal
 import numpy as np
 import openai
 import pytest
@@ -25,7 +26,7 @@ from repository import ROOT
 from standin import Standin
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from utils import course, tidewater
+from utils import course, remote, tidewater
 from utils.serving import engine, export, server
 from utils.serving.__main__ import find_model
 from utils.serving.load import (
@@ -674,6 +675,31 @@ def test_modal_gets_a_web_server_that_sleeps(monkeypatch):
     monkeypatch.delenv("MODAL_PROXY_SECRET", raising=False)
     with pytest.raises(ValueError, match=r"^MODAL_PROXY_SECRET missing"):
         modal_server.try_out("q")
+    # Two GPUs that are paid for are both used; one needs no word.
+    assert "--tensor-parallel-size" not in words
+    monkeypatch.setitem(modal_server.SETTINGS, "GPU", "H100:2")
+    more = modal_server.command()
+    assert more[more.index("--tensor-parallel-size") + 1] == "2"
+
+
+@pytest.mark.modal
+def test_a_server_that_does_not_answer_is_asked_once_and_costs_what_it_took(
+    monkeypatch, tmp_path, chat_server
+):
+    from utils.serving import modal_server
+
+    monkeypatch.setattr(remote, "LEDGER", tmp_path / "spent.jsonl")
+    monkeypatch.setenv("MODAL_PROXY_KEY", "k")
+    monkeypatch.setenv("MODAL_PROXY_SECRET", "s")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    chat_server.script = [503]
+    address = f"http://127.0.0.1:{chat_server.server_port}"
+    monkeypatch.setattr(modal.Function, "get_web_url", lambda _: address)
+    with Standin(), pytest.raises(openai.InternalServerError):
+        modal_server.try_out("q")
+    assert len(chat_server.requests) == 1
+    lines = [json.loads(line)["usd"] for line in remote.LEDGER.read_text().splitlines()]
+    assert len(lines) == 2 and 0 < sum(lines) < lines[0] / 2
 
 
 class Deploying(Standin):

@@ -3,10 +3,10 @@
     ADAPTER=/runs/06_grpo_seed_0/adapter modal deploy -m utils.serving.modal_server
 
 Settings come from the environment of that command: BASE (name@revision on the Hub),
-ADAPTER (a folder on the Volume), NAME (what requests call the model), GPU, RANK (of the
-adapter, or more). Nobody gets in without a proxy auth token, which you make in Modal's
-settings: clients send it as the headers Modal-Key and Modal-Secret. There is no other
-key, and no limit for each client.
+ADAPTER (a folder on the Volume), MODEL_NAME (what requests call the model), GPU (two by
+H100:2), RANK (of the adapter, or more). Nobody gets in without a proxy auth token,
+which you make in Modal's settings: clients send it as the headers Modal-Key and
+Modal-Secret. There is no other key, and no limit for each client.
 """
 
 import os
@@ -22,7 +22,7 @@ MINUTES = 60
 DEFAULTS = {
     "BASE": "Qwen/Qwen3-4B-Instruct-2507@cdbee75f17c01a7cc42f958dc650907174af0554",
     "ADAPTER": "/runs/06_grpo_seed_0/adapter",
-    "NAME": "tidewater",
+    "MODEL_NAME": "tidewater",  # NAME alone is the machine's, under WSL
     "GPU": "L4",
     "RANK": "32",
 }
@@ -38,7 +38,9 @@ def command() -> list[str]:
     # What a request leaves out is not taken from the model's own settings.
     words += ["--generation-config", "vllm", "--chat-template", TEMPLATE]
     words += ["--enable-lora", "--max-lora-rank", SETTINGS["RANK"]]
-    return [*words, "--lora-modules", f"{SETTINGS['NAME']}={SETTINGS['ADAPTER']}"]
+    if count := SETTINGS["GPU"].partition(":")[2]:
+        words += ["--tensor-parallel-size", count]
+    return [*words, "--lora-modules", f"{SETTINGS['MODEL_NAME']}={SETTINGS['ADAPTER']}"]
 
 
 app = modal.App("beneath-the-api-serving")
@@ -88,14 +90,19 @@ def try_out(question: str) -> str:
     bill = remote.Job("a server", SETTINGS["GPU"], calls=1, minutes=10)
     bill.reserve()
     started = time.monotonic()
-    with app.run():
-        url = f"{serve.get_web_url()}/v1"
-        asked = [{"role": "user", "content": question}]
-        how = {"api_key": "none", "timeout": 900, "default_headers": keys}
-        with openai.OpenAI(base_url=url, **how) as client:
-            reply = client.chat.completions.create(
-                model=SETTINGS["NAME"], messages=asked, temperature=0, max_tokens=192
-            )
-    took = time.monotonic() - started
-    remote.charge("a server, less the limit", bill.usd(took / 60) - bill.most)
+    try:
+        with app.run():
+            url = f"{serve.get_web_url()}/v1"
+            how = {"api_key": "none", "default_headers": keys}
+            how |= {"timeout": 900, "max_retries": 0}  # it starts for one request
+            with openai.OpenAI(base_url=url, **how) as client:
+                reply = client.chat.completions.create(
+                    model=SETTINGS["MODEL_NAME"],
+                    messages=[{"role": "user", "content": question}],
+                    temperature=0,
+                    max_tokens=192,
+                )
+    finally:
+        took = time.monotonic() - started
+        remote.charge("a server, less the limit", bill.usd(took / 60) - bill.most)
     return f"{reply.choices[0].message.content}\nafter {took:.0f} s, start included"

@@ -13,7 +13,7 @@ yours, which on Modal must stand alone:
 
 For a model that calls tools it may be a class: TRL's environment_factory. Other flags
 are TRL's (GRPOConfig, ModelConfig), but load_in_4bit has no effect. Started again, a
-run goes on from its last checkpoint. vLLM has not been run with it.
+run goes on; if it was detached, stop its app first. vLLM has not been run with it.
 """
 
 import argparse
@@ -33,7 +33,7 @@ import modal
 BOX = {"cpu": 4, "memory": 32_768}  # prices: USD an hour of a GPU in such a container
 PRICES = {"L4": 1.25, "L40S": 2.40, "A100-80GB": 2.95, "H100": 4.40}
 GPU, BUDGET_USD = os.environ.get("GPU", "L40S"), os.environ.get("BUDGET_USD", "5")
-SECONDS = min(86_400, int(3600 * float(BUDGET_USD) / PRICES.get(GPU, 50)))  # at most
+SECONDS = max(0, min(86_400, int(3600 * float(BUDGET_USD) / PRICES.get(GPU, 50))))
 # vLLM 0.31 wants an older transformers, and numpy, than training alone.
 PINS = "torch==2.13.0 transformers==5.17.0 trl==1.16.0 peft==0.21.2 datasets==5.2.0 "
 PINS += "accelerate==1.15.0 vllm==0.31.0 numpy==2.3.5"
@@ -59,7 +59,6 @@ image = (
     # Weights are downloaded once; this image has no compiler for FlashInfer's sampler.
     .env({"HF_HOME": "/runs/huggingface", "VLLM_USE_FLASHINFER_SAMPLER": "0"})
 )
-
 with image.imports():  # `modal run` needs none of these on your own machine
     import torch
     from datasets import Dataset
@@ -67,9 +66,7 @@ with image.imports():  # `modal run` needs none of these on your own machine
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config
 
-    class JsonlLogger(TrainerCallback):
-        """Keeps the trainer's log as JSON lines, with the seconds of all attempts."""
-
+    class JsonlLogger(TrainerCallback):  # seconds: those of all attempts
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             timed = [row["seconds"] for row in state.log_history if "seconds" in row]
             self.started = time.monotonic() - (timed[-1] if timed else 0.0)
@@ -180,11 +177,11 @@ def read_flags(flags: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--reward", required=True, help="file.py:function")
     parser.add_argument("--model_name_or_path", required=True)
     parser.add_argument("--adapter", help="to go on with; on Modal of the Volume")
-    parser.add_argument("--output_dir", default="grpo")
+    parser.add_argument("--output_dir", default="grpo", type=os.path.abspath)
     own, of_trl = parser.parse_known_args(flags)
     path, _, function = own.reward.rpartition(":")
-    if not Path(path).is_file():
-        parser.error(f"--reward is file.py:function; there is no file {path!r}")
+    if not Path(path).is_file() or function not in Path(path).read_text("utf-8"):
+        parser.error(f"--reward is file.py:function; no such thing: {own.reward}")
     lines = own.data.read_text("utf-8-sig").split("\n")
     rows = [json.loads(line) for line in lines if line.strip()]
     return vars(own) | {"data": rows, "reward": [path, function], "flags": of_trl}
@@ -205,9 +202,12 @@ def train_on_gpu(config: dict[str, Any], reward: str) -> None:
 def main(*flags: str) -> None:
     """Train on Modal, and bring the adapter home."""
     config = read_flags(list(flags))
-    if GPU not in PRICES:
-        raise SystemExit(f"GPU={GPU} has no price here; choose {', '.join(PRICES)}")
-    runs.listdir(config["adapter"] or "/")  # fails if --adapter is not on the Volume
+    if GPU not in PRICES or SECONDS < 60:
+        raise SystemExit(f"GPU is one of {', '.join(PRICES)}, and BUDGET_USD 1 or more")
+    try:
+        runs.listdir(config["adapter"] or "/")
+    except modal.exception.NotFoundError:
+        raise SystemExit(f"the Volume has no --adapter {config['adapter']}") from None
     print(f"Ends after {SECONDS / 3600:.1f} hours, {BUDGET_USD} USD of {GPU}.")
     train_on_gpu.remote(config, Path(config["reward"][0]).read_text("utf-8"))
     (home := Path(config["output_dir"], "adapter")).mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@
     GPU=H100 BUDGET_USD=10 modal run --detach sft.py --data examples.jsonl ...
 
 A line of the data is {"prompt": [messages], "completion": [messages]}; other flags are
-TRL's, but load_in_4bit has no effect. Started again, a run goes on where it stopped.
+TRL's, load_in_4bit excepted. Started again, a run goes on (first stop a detached one).
 """
 
 import argparse
@@ -20,14 +20,13 @@ import modal
 BOX = {"cpu": 4, "memory": 32_768}  # prices: USD an hour of a GPU in such a container
 PRICES = {"L4": 1.25, "L40S": 2.40, "A100-80GB": 2.95, "H100": 4.40}
 GPU, BUDGET_USD = os.environ.get("GPU", "L40S"), os.environ.get("BUDGET_USD", "5")
-SECONDS = min(86_400, int(3600 * float(BUDGET_USD) / PRICES.get(GPU, 50)))  # at most
+SECONDS = max(0, min(86_400, int(3600 * float(BUDGET_USD) / PRICES.get(GPU, 50))))
 PINS = "torch==2.13.0 transformers==5.23.0 trl==1.16.0 peft==0.21.2 datasets==5.2.0"
 DEFAULTS = {"learning_rate": 2e-4, "use_peft": True, "lora_r": 32, "save_steps": 100}
 app = modal.App("sft")
 runs = modal.Volume.from_name("beneath-the-api", create_if_missing=True)
 image = modal.Image.debian_slim(python_version="3.12").uv_pip_install(*PINS.split())
 image = image.env({"HF_HOME": "/runs/huggingface"})  # weights are downloaded once
-
 with image.imports():  # `modal run` needs none of these on your own machine
     import torch
     from datasets import Dataset
@@ -35,9 +34,7 @@ with image.imports():  # `modal run` needs none of these on your own machine
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 
-    class JsonlLogger(TrainerCallback):
-        """Keeps the trainer's log as JSON lines, with the seconds of all attempts."""
-
+    class JsonlLogger(TrainerCallback):  # seconds: those of all attempts
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             spent = state.log_history[-1]["seconds"] if state.log_history else 0.0
             self.started = time.monotonic() - spent
@@ -114,7 +111,7 @@ def read_flags(flags: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--validation", help="JSON lines to keep apart, for their loss")
     parser.add_argument("--model_name_or_path", required=True)
     parser.add_argument("--adapter", help="to go on with; on Modal of the Volume")
-    parser.add_argument("--output_dir", default="sft")
+    parser.add_argument("--output_dir", default="sft", type=os.path.abspath)
     own, of_trl = parser.parse_known_args(flags)
     config = vars(own) | {"flags": of_trl}
     for name in filter(config.get, ("data", "validation")):
@@ -136,9 +133,12 @@ def train_on_gpu(config: dict[str, Any]) -> None:
 def main(*flags: str) -> None:
     """Train on Modal, and bring the adapter home."""
     config = read_flags(list(flags))
-    if GPU not in PRICES:
-        raise SystemExit(f"GPU={GPU} has no price here; choose {', '.join(PRICES)}")
-    runs.listdir(config["adapter"] or "/")  # fails if --adapter is not on the Volume
+    if GPU not in PRICES or SECONDS < 60:
+        raise SystemExit(f"GPU is one of {', '.join(PRICES)}, and BUDGET_USD 1 or more")
+    try:
+        runs.listdir(config["adapter"] or "/")
+    except modal.exception.NotFoundError:
+        raise SystemExit(f"the Volume has no --adapter {config['adapter']}") from None
     print(f"Ends after {SECONDS / 3600:.1f} hours, {BUDGET_USD} USD of {GPU}.")
     train_on_gpu.remote(config)
     (home := Path(config["output_dir"], "adapter")).mkdir(parents=True, exist_ok=True)
