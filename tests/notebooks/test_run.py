@@ -203,7 +203,7 @@ def check_07(found, full, done):
         for name in ("truth", "short", "short if right"):
             assert one[name]["right"][-1] >= one[name]["right"][0]
     right = {name: sum(one["flags"]) for name, one in full["trained"].items()}
-    assert right["hack"] < right["start"] - 75 and right["mend"] > right["hack"] + 40
+    assert right["hack"] < right["start"] - 75 and right["mend"] >= right["start"]
     assert "Replayed, not run now: 07_grpo_mend" in done.text
     assert "07_grpo_hack-quick" in done.pieces
 
