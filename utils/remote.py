@@ -168,13 +168,12 @@ def run_there(function: Callable[[Any], Any], argument: Any) -> tuple[Any, float
     volume.reload()
     try:
         result = function(argument)
-    finally:
-        # Refused, for open files say, it must not take the place of what the function
-        # returned or raised. Modal commits once more when the container ends.
-        try:
+    except BaseException:
+        # A commit that is refused, for open files say, must not hide what went wrong.
+        with contextlib.suppress(Exception):
             volume.commit()
-        except Exception as error:
-            print(f"The Volume was not committed: {error}")
+        raise
+    volume.commit()
     torch = sys.modules.get("torch")  # imported by the function, if at all
     gpu = torch and torch.cuda.is_available() and torch.cuda.get_device_name()
     where = {"cpu": "a container on Modal", "cores": CORES, "gpu": gpu or None}

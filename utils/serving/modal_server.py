@@ -3,8 +3,8 @@
     ADAPTER=/runs/06_grpo_seed_0/adapter modal deploy -m utils.serving.modal_server
 
 Settings come from the environment of that command: BASE (name@revision on the Hub),
-ADAPTER (a folder on the Volume), MODEL_NAME (what requests call the model), GPU (two by
-H100:2), RANK (of the adapter, or more). Nobody gets in without a proxy auth token,
+ADAPTER (a folder on the Volume), MODEL_NAME (what requests call the model), GPU (H100:2
+for two), RANK (of the adapter, or more). Nobody gets in without a proxy auth token,
 which you make in Modal's settings: clients send it as the headers Modal-Key and
 Modal-Secret. There is no other key, and no limit for each client.
 """

@@ -33,10 +33,9 @@ import modal
 BOX = {"cpu": 4, "memory": 32_768}  # prices: USD an hour of a GPU in such a container
 PRICES = {"L4": 1.25, "L40S": 2.40, "A100-80GB": 2.95, "H100": 4.40}
 GPU, BUDGET_USD = os.environ.get("GPU", "L40S"), os.environ.get("BUDGET_USD", "5")
-SECONDS = max(0, min(86_400, int(3600 * float(BUDGET_USD) / PRICES.get(GPU, 50))))
-# vLLM 0.31 wants an older transformers, and numpy, than training alone.
+SECONDS = min(86_400, int(3600 * float(BUDGET_USD) / PRICES.get(GPU, 50)))  # at most
 PINS = "torch==2.13.0 transformers==5.17.0 trl==1.16.0 peft==0.21.2 datasets==5.2.0 "
-PINS += "accelerate==1.15.0 vllm==0.31.0 numpy==2.3.5"
+PINS += "accelerate==1.15.0 vllm==0.31.0 numpy==2.3.5"  # older ones, which vLLM wants
 DEFAULTS = {
     "use_peft": True,  # LoRA (arXiv 2106.09685) of all layers
     "lora_r": 32,
@@ -48,17 +47,13 @@ DEFAULTS = {
     "warmup_steps": 5,  # Adam knows no scale yet
     "logging_steps": 1,  # each step is minutes, or dollars
     "save_steps": 10,
-    "vllm_mode": "colocate",  # with --use_vllm True: on the GPU that trains
     "vllm_max_model_length": 2048,  # or vLLM makes room for all that the model can
 }
 app = modal.App("grpo")
 runs = modal.Volume.from_name("beneath-the-api", create_if_missing=True)
-image = (
-    modal.Image.debian_slim(python_version="3.12")
-    .uv_pip_install(*PINS.split())
-    # Weights are downloaded once; this image has no compiler for FlashInfer's sampler.
-    .env({"HF_HOME": "/runs/huggingface", "VLLM_USE_FLASHINFER_SAMPLER": "0"})
-)
+image = modal.Image.debian_slim(python_version="3.12").uv_pip_install(*PINS.split())
+# Weights are downloaded once; this image has no compiler for FlashInfer's sampler.
+image = image.env({"HF_HOME": "/runs/huggingface", "VLLM_USE_FLASHINFER_SAMPLER": "0"})
 with image.imports():  # `modal run` needs none of these on your own machine
     import torch
     from datasets import Dataset
@@ -66,7 +61,9 @@ with image.imports():  # `modal run` needs none of these on your own machine
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config
 
-    class JsonlLogger(TrainerCallback):  # seconds: those of all attempts
+    class JsonlLogger(TrainerCallback):
+        """Keeps the trainer's log as JSON lines, with the seconds of all attempts."""
+
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             timed = [row["seconds"] for row in state.log_history if "seconds" in row]
             self.started = time.monotonic() - (timed[-1] if timed else 0.0)
@@ -180,7 +177,8 @@ def read_flags(flags: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--output_dir", default="grpo", type=os.path.abspath)
     own, of_trl = parser.parse_known_args(flags)
     path, _, function = own.reward.rpartition(":")
-    if not Path(path).is_file() or function not in Path(path).read_text("utf-8"):
+    text = Path(path).read_text("utf-8") if Path(path).is_file() else ""
+    if not function.isidentifier() or function not in text:
         parser.error(f"--reward is file.py:function; no such thing: {own.reward}")
     lines = own.data.read_text("utf-8-sig").split("\n")
     rows = [json.loads(line) for line in lines if line.strip()]
@@ -194,7 +192,7 @@ def train_on_gpu(config: dict[str, Any], reward: str) -> None:
     Path("/tmp/reward.py").write_text(reward)  # the text of the reward's file
     score = load_reward("/tmp/reward.py", config.pop("reward")[1])
     os.chdir("/runs")  # on the Volume lie --output_dir and --adapter
-    train(config | {"output_dir": Path(config["output_dir"]).name}, score)
+    train(config, score)
     runs.commit()
 
 
@@ -203,14 +201,16 @@ def main(*flags: str) -> None:
     """Train on Modal, and bring the adapter home."""
     config = read_flags(list(flags))
     if GPU not in PRICES or SECONDS < 60:
-        raise SystemExit(f"GPU is one of {', '.join(PRICES)}, and BUDGET_USD 1 or more")
+        raise SystemExit(f"no {GPU} for {BUDGET_USD} USD; choose {', '.join(PRICES)}")
     try:
         runs.listdir(config["adapter"] or "/")
     except modal.exception.NotFoundError:
         raise SystemExit(f"the Volume has no --adapter {config['adapter']}") from None
     print(f"Ends after {SECONDS / 3600:.1f} hours, {BUDGET_USD} USD of {GPU}.")
-    train_on_gpu.remote(config, Path(config["reward"][0]).read_text("utf-8"))
-    (home := Path(config["output_dir"], "adapter")).mkdir(parents=True, exist_ok=True)
+    reward, home = Path(config["reward"][0]), Path(config["output_dir"], "adapter")
+    config["output_dir"] = home.parent.name  # of a folder on the Volume
+    train_on_gpu.remote(config, reward.read_text("utf-8"))
+    home.mkdir(parents=True, exist_ok=True)
     for file in runs.iterdir(f"{home.parent.name}/adapter"):
         (home / Path(file.path).name).write_bytes(b"".join(runs.read_file(file.path)))
 

@@ -4,7 +4,7 @@
     GPU=H100 BUDGET_USD=10 modal run --detach sft.py --data examples.jsonl ...
 
 A line of the data is {"prompt": [messages], "completion": [messages]}; other flags are
-TRL's, load_in_4bit excepted. Started again, a run goes on (first stop a detached one).
+TRL's, but load_in_4bit has no effect. Started again, a run goes on where it stopped.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import modal
 BOX = {"cpu": 4, "memory": 32_768}  # prices: USD an hour of a GPU in such a container
 PRICES = {"L4": 1.25, "L40S": 2.40, "A100-80GB": 2.95, "H100": 4.40}
 GPU, BUDGET_USD = os.environ.get("GPU", "L40S"), os.environ.get("BUDGET_USD", "5")
-SECONDS = max(0, min(86_400, int(3600 * float(BUDGET_USD) / PRICES.get(GPU, 50))))
+SECONDS = min(86_400, int(3600 * float(BUDGET_USD) / PRICES.get(GPU, 50)))  # at most
 PINS = "torch==2.13.0 transformers==5.23.0 trl==1.16.0 peft==0.21.2 datasets==5.2.0"
 DEFAULTS = {"learning_rate": 2e-4, "use_peft": True, "lora_r": 32, "save_steps": 100}
 app = modal.App("sft")
@@ -34,7 +34,7 @@ with image.imports():  # `modal run` needs none of these on your own machine
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 
-    class JsonlLogger(TrainerCallback):  # seconds: those of all attempts
+    class JsonlLogger(TrainerCallback):  # JSON lines, with seconds of all attempts
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             spent = state.log_history[-1]["seconds"] if state.log_history else 0.0
             self.started = time.monotonic() - spent
@@ -125,7 +125,7 @@ def train_on_gpu(config: dict[str, Any]) -> None:
     """Train in a container, from the last checkpoint that the Volume has."""
     runs.reload()
     os.chdir("/runs")  # on the Volume lie --output_dir and --adapter
-    train(config | {"output_dir": Path(config["output_dir"]).name})
+    train(config)
     runs.commit()
 
 
@@ -134,13 +134,13 @@ def main(*flags: str) -> None:
     """Train on Modal, and bring the adapter home."""
     config = read_flags(list(flags))
     if GPU not in PRICES or SECONDS < 60:
-        raise SystemExit(f"GPU is one of {', '.join(PRICES)}, and BUDGET_USD 1 or more")
+        raise SystemExit(f"no {GPU} for {BUDGET_USD} USD; choose {', '.join(PRICES)}")
     try:
         runs.listdir(config["adapter"] or "/")
     except modal.exception.NotFoundError:
         raise SystemExit(f"the Volume has no --adapter {config['adapter']}") from None
     print(f"Ends after {SECONDS / 3600:.1f} hours, {BUDGET_USD} USD of {GPU}.")
-    train_on_gpu.remote(config)
+    train_on_gpu.remote(config | {"output_dir": Path(config["output_dir"]).name})
     (home := Path(config["output_dir"], "adapter")).mkdir(parents=True, exist_ok=True)
     for file in runs.iterdir(f"{home.parent.name}/adapter"):
         (home / Path(file.path).name).write_bytes(b"".join(runs.read_file(file.path)))
