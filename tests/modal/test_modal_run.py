@@ -111,8 +111,8 @@ def test_grpo_takes_a_reward_and_an_adapter_of_the_volume(stranger, tmp_path):
         practice, calls = [*tried.split(), *common], here.calls["FunctionMap"]
         elsewhere = "the Volume has no --adapter elsewhere/adapter"
         for more, money, why in (
-            ([], {"GPU": "H100:2"}, "no H100:2 for 5 USD; choose L4, L40S,"),
-            ([], {"BUDGET_USD": "0"}, "no L40S for 0 USD; choose L4, L40S,"),
+            ([], {"GPU": "H100:2"}, "GPU is not of L4, L40S, A100-80GB, H100, or"),
+            ([], {"BUDGET_USD": "0"}, "or BUDGET_USD too little"),
             (["--adapter", "elsewhere/adapter"], {}, elsewhere),
             (["--reward", "reward.py:odd"], {}, "no such thing: reward.py:odd"),
             (["--reward", "reward.py:"], {}, "no such thing: reward.py:"),

@@ -134,7 +134,7 @@ def main(*flags: str) -> None:
     """Train on Modal, and bring the adapter home."""
     config = read_flags(list(flags))
     if GPU not in PRICES or SECONDS < 60:
-        raise SystemExit(f"no {GPU} for {BUDGET_USD} USD; choose {', '.join(PRICES)}")
+        raise SystemExit(f"GPU is not of {', '.join(PRICES)}, or BUDGET_USD too little")
     try:
         runs.listdir(config["adapter"] or "/")
     except modal.exception.NotFoundError:
